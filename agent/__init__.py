@@ -1,0 +1,1 @@
+"""Who decides: the loop, the planners that propose, the referee that disposes."""

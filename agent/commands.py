@@ -1,0 +1,400 @@
+"""What each command of run_agent.py does. A command takes the parsed options and returns an Outcome; it prints nothing.
+
+Commands that only read import nothing heavy. Those that work on a run (start, resume, try, export, doctor --rebuild)
+import the loop when they are called, and the weights stay in the worker's process.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+import tomllib
+import types
+from argparse import SUPPRESS, Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from agent import follow, trace_view, views
+from agent.config import RunConfig, load_config
+from agent.state import StopReason
+from memory.records import read_json
+from memory.store import BASE, RunStore
+from tools.contract import Json, Tool, ToolError
+from tools.engines.models import DEFAULT_MODEL, EMBEDDER, PACKAGED_MODELS, fingerprint
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+INTERRUPTED = 130
+FREE_GIB_LEAST = 1.0
+FREE_GIB_GOOD = 5.0
+MANIFESTS = {"data": "manifest.json", "models": "model.json", "evals": "record.json", "lessons": "lesson.json"}
+
+
+class Outcome(NamedTuple):
+    """What a command answers."""
+
+    lines: Iterable[str]
+    """For people, printed as they come; empty when everything was told on stderr meanwhile."""
+    data: Any
+    """The same as plain JSON values, for --json; None = the lines are JSON already."""
+    code: int = 0
+    """Exit code."""
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: what a model or a foreign run folder says must not steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def unknown(kind: str, word: str, known: list[str]) -> str:
+    """Return what to say about an unknown command, option or tool: the nearest one, then all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {word!r}" + (f"; {hint}choose from {', '.join(known)}" if known else "")
+
+
+def config_options() -> Iterator[tuple[str, Json]]:
+    """Yield (flag, keyword arguments of add_argument) for each setting of a run.
+
+    An option that is not given stays out of the namespace, so that it does not hide the value of a TOML file.
+    """
+    hints = get_type_hints(RunConfig)
+    for setting in dataclasses.fields(RunConfig):
+        hint = hints[setting.name]
+        kinds = [kind for kind in get_args(hint) if kind is not types.NoneType] if "|" in str(hint) else [hint]
+        shown = "" if setting.default is None or setting.default == () else f" (default: {setting.default!r})"
+        keywords: Json = {"default": SUPPRESS, "help": (setting.metadata["help"] + shown).replace("%", "%%")}
+        if get_origin(kinds[0]) is tuple:
+            keywords |= {"action": "append", "metavar": "FILE"}
+        else:
+            keywords |= {"type": kinds[0], "metavar": kinds[0].__name__.upper().replace("STR", "TEXT")}
+        yield f"--{setting.name.replace('_', '-')}", keywords
+
+
+def _runs_dir(args: Namespace) -> Path:
+    return Path(args.runs_dir)
+
+
+def _run(args: Namespace) -> Path:
+    return views.find_run(_runs_dir(args), args.run)
+
+
+# --- work on a run
+
+
+def start(args: Namespace) -> Outcome:
+    """Begin a run and work until it ends."""
+    names = {setting.name for setting in dataclasses.fields(RunConfig)}
+    config = load_config(args.config, {name: value for name, value in vars(args).items() if name in names})
+    from agent.console import Console
+    from agent.run import start as start_run
+
+    return _ended(start_run(config, Console()))
+
+
+def resume(args: Namespace) -> Outcome:
+    """Go on with a run; by default the newest that can be resumed."""
+    if args.run is None:
+        runs = views.run_folders(_runs_dir(args))
+        resumable = (path for path in runs if views.run_state(path) in views.RESUMABLE)
+        run_dir = next(resumable, None)
+        if run_dir is None:
+            raise ValueError(f"no run in {_runs_dir(args)} waits to be resumed; `run_agent.py list` shows the runs")
+    else:
+        run_dir = _run(args)
+    from agent.console import Console
+    from agent.run import resume as resume_run
+
+    return _ended(resume_run(run_dir, Console()))
+
+
+def _ended(report: Json) -> Outcome:
+    codes = {StopReason.FAILED.value: 1, StopReason.USER_STOPPED.value: INTERRUPTED}
+    return Outcome((), report, codes.get(report["stop_reason"], 0))
+
+
+def try_prompt(args: Namespace) -> Outcome:
+    """Answer a prompt with base and champion side by side."""
+    run_dir = _run(args)
+    champion = RunStore(run_dir).champion()
+    models = list(dict.fromkeys((BASE, champion)))
+    work = {"prompt": args.prompt, "model_ids": models, "max_new_tokens": args.max_new_tokens}
+    answered = _in_worker(run_dir, "tools.engines.publish:answer_prompt", work)
+    note = "" if champion != BASE else "\n(this run has no accepted model: the base is all there is)"
+    return Outcome([_side_by_side(answered["answers"]) + note], {"run": run_dir.name, "prompt": args.prompt} | answered)
+
+
+def _side_by_side(answers: list[Json]) -> str:
+    width = max(20, (shutil.get_terminal_size((100, 24)).columns - 3) // len(answers))
+    columns = []
+    for answer in answers:
+        cut = "" if answer["finish"] == "stop" else " (cut off)"
+        name = BASE if answer["model"] == BASE else f"champion {answer['model']}"
+        title = f"{name}, {answer['num_tokens']} tokens{cut}"
+        lines = [part for line in answer["text"].splitlines() for part in textwrap.wrap(line, width) or [""]]
+        columns.append([title[:width], "-" * min(width, len(title)), *lines])
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(" | ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in rows)
+
+
+def export(args: Namespace) -> Outcome:
+    """Write the champion's weights and a model card into a folder."""
+    run_dir, target = _run(args), Path(args.dir)
+    record, store = views.open_run(run_dir), RunStore(run_dir)
+    champion = store.champion()
+    if champion == BASE:
+        raise ValueError(f"run {run_dir.name} has no accepted model, so there is nothing to export but the base itself")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder; give a new one")
+    from tools.engines.publish import model_card
+
+    evaluated = (store.score(champion) or {}).get("identity", {})
+    dtype = "bfloat16" if evaluated.get("dtype") == "bfloat16" else "float32"
+    final = (views.read_report(run_dir) or {}).get("final")
+    card = model_card(record | {"run": run_dir.name}, store, champion, final, args.adapter, dtype)
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
+    try:
+        work = {"model_id": champion, "target": str(partial), "adapter_only": args.adapter, "dtype": dtype}
+        exported = _in_worker(run_dir, "tools.engines.publish:export_model", work)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    files = [*exported["files"], "README.md"]
+    text = f"exported model {champion} of run {run_dir.name} to {target}\n  {', '.join(files)}"
+    return Outcome([text], {"run": run_dir.name, "model": champion, "dir": str(target), "dtype": dtype, "files": files})
+
+
+def _in_worker(run_dir: Path, function: str, work: Json) -> Any:
+    """Run a job on a run that nobody works on, and leave no trace of it: it costs the run nothing."""
+    record = views.open_run(run_dir)
+    if not (run_dir / "worker.json").exists():
+        raise ValueError(f"run {run_dir.name} ended before it loaded its model; `run_agent.py resume {run_dir.name}`")
+    settings = read_json(run_dir / "worker.json")
+    if fingerprint(Path(settings["model_dir"])) != record["identity"]["model"]:
+        raise ValueError(f"{settings['model_dir']} does not hold the base model that run {run_dir.name} began with")
+    from agent.run import locked
+    from tools.jobs.client import WorkerClient
+
+    with locked(run_dir), WorkerClient(run_dir, "command line") as client:
+        folder = client.folder(function, work)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            value, _ = client.run(function, work)
+        except ToolError as problem:
+            raise ValueError(str(problem)) from problem
+        # A result that stayed would be counted into the run's budget, and would stand for a folder deleted since.
+        shutil.rmtree(folder)
+        return value
+
+
+# --- look at runs
+
+
+def list_runs(args: Namespace) -> Outcome:
+    """Return the table of runs."""
+    rows = views.list_runs(_runs_dir(args))
+    return Outcome([views.list_text(rows)], rows)
+
+
+def status(args: Namespace) -> Outcome:
+    """Return one screen about a run."""
+    shown = views.run_status(_run(args))
+    return Outcome([views.status_text(shown)], shown)
+
+
+def trace_show(args: Namespace) -> Outcome:
+    """Return the tree of a run's trace."""
+    run_dir = _run(args)
+    return Outcome([trace_view.trace_text(run_dir, args.step)], trace_view.select_events(run_dir, args.step))
+
+
+def trace_tail(args: Namespace) -> Outcome:
+    """Return one line per event, as they come."""
+    return Outcome(trace_view.tail_lines(_run(args), args.json), None)
+
+
+def follow_artifact(args: Namespace) -> Outcome:
+    """Return where an artifact came from and what it led to."""
+    node = follow.follow(_run(args), args.id)
+    return Outcome([follow.follow_text(node)], node)
+
+
+# --- tools and tasks
+
+
+def tools_list(args: Namespace) -> Outcome:
+    """Return the tools with their arguments, or one of them in full."""
+    from tools.registry import load_tools
+
+    tools = load_tools(tuple(args.tools or ()))
+    if args.name is not None and args.name not in tools:
+        raise ValueError(unknown("tool", args.name, list(tools)))
+    chosen = [tool for tool in tools.values() if args.name in (None, tool.name)]
+    keys = ("name", "stage", "description", "grid", "defaults")
+    text = "\n\n".join(_tool_text(tool, in_full=args.name is not None) for tool in chosen)
+    return Outcome([text], [{key: getattr(tool, key) for key in keys} for tool in chosen])
+
+
+def _tool_text(tool: Tool, in_full: bool) -> str:
+    described = tool.description if in_full else tool.summary
+    text = textwrap.indent(described if in_full else textwrap.fill(described, 100), "  ")
+    for name, values in tool.grid.items():
+        default = f" (default {tool.defaults[name]})" if name in tool.defaults else ""
+        text += f"\n    {name}: {', '.join(map(str, values)) or 'an id that is legal at that moment'}{default}"
+    return f"{tool.name} [{tool.stage}]\n{text}"
+
+
+def tasks_list(args: Namespace) -> Outcome:
+    """Return the forms of a task, and which reasoning-gym datasets work with their default options."""
+    del args
+    import tools.tasks
+    from tools.tasks.reasoning_gym_task import ReasoningGymTask, dataset_names
+
+    forms = textwrap.dedent(tools.tasks.__doc__ or "").strip().splitlines()[2:]
+    usable: list[str] = []
+    refused: dict[str, str] = {}
+    for name in sorted(dataset_names()):
+        try:
+            with redirect_stdout(sys.stderr):  # one of them prints
+                ReasoningGymTask(name, {})
+            usable.append(name)
+        except ValueError as problem:
+            refused[name] = str(problem).removeprefix(f"reasoning_gym:{name} ")
+    text = ["A task is one of", *forms, "", f"{len(usable)} reasoning_gym names:"]
+    text += [textwrap.fill(", ".join(usable), 100, initial_indent="  ", subsequent_indent="  ")]
+    text += ["", "Not usable as they are:", *(f"  {name}: {why}" for name, why in refused.items())]
+    data = {"forms": [line.strip() for line in forms], "reasoning_gym": usable, "refused": refused}
+    return Outcome(["\n".join(text)], data)
+
+
+# --- doctor
+
+
+class Check(NamedTuple):
+    """One thing that the doctor looked at."""
+
+    level: str
+    """"ok", "note" (good to know) or "PROBLEM"."""
+    what: str
+    said: str
+
+
+def doctor(args: Namespace) -> Outcome:
+    """Check the installation and a run's files; exit code 1 when there is a problem."""
+    if args.rebuild and args.run is None:
+        raise ValueError("--rebuild needs the name of a run: `run_agent.py doctor RUN --rebuild`")
+    runs_dir = _runs_dir(args)
+    checks = [*_check_packages(), *_check_place(runs_dir)]
+    for path in views.run_folders(runs_dir):
+        if views.is_locked(path):
+            checks.append(Check("note", "lock", f"a process works on run {path.name}"))
+    if args.run is not None:
+        run_dir = _run(args)
+        if args.rebuild:
+            checks.append(_rebuild(run_dir))
+        checks += _check_run(run_dir)
+    text = "\n".join(f"{check.level:<8}{check.what:<10}{check.said}" for check in checks)
+    code = int(any(check.level == "PROBLEM" for check in checks))
+    return Outcome([text], [check._asdict() for check in checks], code)
+
+
+def _check_packages() -> Iterator[Check]:
+    yield Check("ok", "python", f"{sys.version.split()[0]} at {sys.executable}")
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines)}
+    names = [re.split(r"[<>=!~\[; ]", line)[0] for line in declared]
+    names += [source.package.replace("_", "-") for source in (*PACKAGED_MODELS.values(), EMBEDDER)]
+    fine = 0
+    for name in names:
+        try:
+            version = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            yield Check("PROBLEM", "package", f"{name} is not installed; run `make setup`")
+            continue
+        expected = tested.get(name.lower().replace("_", "-"), version)
+        fine += version == expected
+        if version != expected:
+            yield Check("note", "package", f"{name} is {version}; {expected} is the version that was tested")
+    yield Check("ok", "packages", f"{fine} of {len(names)} are installed as tested")
+
+
+def _check_place(runs_dir: Path) -> Iterator[Check]:
+    default = REPOSITORY / "models" / DEFAULT_MODEL
+    if (default / "source.json").exists():
+        yield Check("ok", "models", f"{DEFAULT_MODEL} is prepared in {default}")
+    else:
+        yield Check("note", "models", f"{DEFAULT_MODEL} is not prepared yet; `make setup` or the first run does it")
+    existing = next(path for path in (runs_dir.resolve(), *runs_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    level = "PROBLEM" if free < FREE_GIB_LEAST else "note" if free < FREE_GIB_GOOD else "ok"
+    yield Check(level, "disk", f"{free:.1f} GiB free at {existing}")
+    if not os.access(existing, os.W_OK):
+        yield Check("PROBLEM", "disk", f"{existing} cannot be written to")
+
+
+def _check_run(run_dir: Path) -> Iterator[Check]:
+    """Read every file of a run. What a kill left half-written is a note: the run passes over it or makes it again."""
+    locked = views.is_locked(run_dir)
+    try:
+        state = views.run_state(run_dir)
+    except ValueError:  # a damaged events.jsonl or report.json, named below
+        state = "damaged"
+    yield Check("ok", "run", f"{run_dir.name} is {state}, {'locked by a process' if locked else 'not locked'}")
+    if views.is_locked(run_dir, "worker.lock") and not locked:
+        yield Check("note", "worker", "a worker of an earlier process is still ending; the next one waits for it")
+    num_files = 0
+    for path in sorted(run_dir.rglob("*")):
+        name = path.relative_to(run_dir).as_posix()
+        if path.suffix in (".json", ".jsonl") and "checkpoints" not in path.parts:
+            num_files += 1
+            yield from _check_file(path, name)
+        elif path.suffix in (".tmp", ".partial"):
+            yield Check("note", "half", f"{name} was being written; it is not used")
+    for kind, manifest in MANIFESTS.items():
+        for folder in sorted((run_dir / kind).glob("[!.]*")):
+            if not (folder / manifest).exists():
+                said = f"{kind}/{folder.name} has no {manifest}: it does not exist until it is made again"
+                yield Check("note", "half", said)
+    yield Check("ok", "files", f"{num_files} JSON files looked at")
+
+
+def _check_file(path: Path, name: str) -> Iterator[Check]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+            return
+        *lines, last = text.split("\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line)
+            except json.JSONDecodeError as error:
+                yield Check("PROBLEM", "damaged", f"{name} line {number}: {error}")
+        if last:
+            said = f"{name} ends in a torn line: left out when read, cut off when the next one is written"
+            yield Check("note", "half", said)
+    except FileNotFoundError:
+        return  # replaced by a live run meanwhile
+    except (OSError, ValueError) as error:
+        yield Check("PROBLEM", "unreadable", f"{name}: {error}; restore it from a copy or delete it")
+
+
+def _rebuild(run_dir: Path) -> Check:
+    """Delete the run's vector memory and fill it again from its frozen datasets."""
+    filled = _in_worker(run_dir, "tools.engines.publish:refill_memory", {})
+    counts = f"{filled['num_examples']} examples of {filled['num_datasets']} datasets"
+    return Check("ok", "rebuild", f"the vector memory was made again: {counts}")

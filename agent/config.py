@@ -1,0 +1,105 @@
+"""What a run is started with: one frozen RunConfig, from a TOML file and then flags. Unknown keys are errors."""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+DEFAULT_TASK = "reasoning_gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2"
+PLANNERS = ("self", "rules", "random", "scripted:FILE", "chat:PROVIDER:MODEL")
+FORMAT_VERSION = 1
+"""Of run folders. A folder with a higher one was written by a newer version and is refused."""
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run; `help` of each field is also the text of --help."""
+
+    task: str = _option(DEFAULT_TASK, "what to learn: reasoning_gym:NAME?option=value&..., or a .jsonl or .toml file")
+    model: str = _option("smollm2-135m", "model to improve: smollm2-135m, a folder, a .gguf file or a Hugging Face id")
+    planner: str = _option("self", f"who decides each step: {', '.join(PLANNERS)}")
+    budget_minutes: float | None = _option(None, "wall time of the whole run (default 10, none with --budget-tokens)")
+    budget_tokens: int | None = _option(None, "processed tokens of the whole run; makes a run repeatable")
+    goal: float | None = _option(None, "stop when the champion's search score reaches this (0 to 1); none: go on")
+    seed: int = _option(0, "seed of items, sampling and training")
+    search_items: int = _option(128, "items whose scores the planner sees")
+    gate_items: int = _option(400, "items on which the referee accepts or rejects")
+    final_items: int = _option(400, "items opened once, at the end")
+    max_steps: int = _option(200, "steps after which the run ends in any case")
+    engine: str = _option("transformers", "who generates: transformers, or openai:URL#MODEL for an endpoint")
+    dtype: str = _option("auto", "auto (bf16 where the hardware is quick at it, else float32), float32, bfloat16")
+    system_prompt: str = _option("", "system prompt of every question; empty keeps prompts short")
+    tools: tuple[str, ...] = _option((), "file with tools of your own (may be given several times)")
+    runs_dir: str = _option("runs", "folder of all runs")
+    models_dir: str = _option("models", "folder of converted models")
+
+    def __post_init__(self) -> None:
+        """Check values; raises ValueError with the value and the cure."""
+        for name in ("search_items", "gate_items", "final_items"):
+            if getattr(self, name) < 20:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few to tell anything; use 20 or more")
+        for name in ("budget_minutes", "budget_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16")
+        if self.engine != "transformers" and not self.engine.startswith("openai:http"):
+            raise ValueError(f"--engine {self.engine!r} is unknown; use transformers or openai:http://HOST:PORT/v1#MODEL")
+        check_planner_name(self.planner)
+
+    @property
+    def minutes(self) -> float | None:
+        """The wall-time limit in force: 10 minutes unless a budget is given; None = no limit."""
+        if self.budget_minutes is None and self.budget_tokens is None:
+            return 10.0
+        return self.budget_minutes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings as plain JSON values."""
+        return dataclasses.asdict(self) | {"tools": list(self.tools)}
+
+
+def check_planner_name(name: str) -> None:
+    """Raise ValueError with the nearest name when there is no such planner."""
+    if name in ("self", "rules", "random") or name.startswith(("scripted:", "chat:")):
+        return
+    known = [planner.split(":")[0] for planner in PLANNERS]
+    near = difflib.get_close_matches(name.split(":")[0], known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"--planner {name!r} is unknown; {hint}choose from {', '.join(PLANNERS)}")
+
+
+def from_mapping(values: dict[str, Any]) -> RunConfig:
+    """Build a config from plain values; unknown keys and wrong types raise ValueError with the nearest name."""
+    hints = get_type_hints(RunConfig)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        allowed = get_args(hints[name]) if "|" in str(hints[name]) else (hints[name],)
+        if name == "tools":
+            continue
+        fits = isinstance(value, tuple(allowed)) or (isinstance(value, int) and float in allowed)
+        if not fits or (isinstance(value, bool) and bool not in allowed):
+            raise ValueError(f"setting {name!r} is {value!r}; it must be {hints[name]}")
+    return RunConfig(**values | {"tools": tuple(values.get("tools", ()))})
+
+
+def load_config(file: str | None, flags: dict[str, Any]) -> RunConfig:
+    """Merge a TOML file (None = none) with flags; flags win."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        path = Path(file)
+        if not path.is_file():
+            raise ValueError(f"--config {file}: there is no such file")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"--config {file} is not valid TOML: {error}") from error
+    return from_mapping(values | flags)

@@ -1,0 +1,116 @@
+"""What a person sees while a run goes on: one line per event, and on a terminal a live line with progress.
+
+Everything goes to standard error, so that `--json` leaves standard output to the final line.
+"""
+
+import time
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.status import Status
+
+from tools.contract import Json
+
+
+class Console:
+    """Prints events; quiet=True prints nothing (tests)."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
+        self._status: Status | None = None
+        self._headline = ""
+        self._job_started = 0.0
+        self._job = ""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.rich.print(escape(text))
+
+    def observed(self, step: int, situation: Json) -> None:
+        """Remember the best score and the budget left for the live line."""
+        score = situation["score"]
+        best = f"{100 * score['score']:.1f} % {_interval(score['ci95'])} n={score['n']}" if score else "not measured"
+        self._headline = f"step {step} | champion {best} | {situation['budget_left_percent']} % of the budget left"
+
+    def decided(self, step: int, decision: Any) -> None:
+        """Show who decided what, and why."""
+        args = ", ".join(f"{name}={value}" for name, value in decision["args"].items())
+        sure = "" if decision["logprob"] is None else f", log-probability {decision['logprob']:.2f}"
+        self.rich.print(f"[bold]{escape(self._headline)}[/bold]")
+        self.say(f"  {decision['decided_by']} decides: {decision['tool']}({args}){sure}")
+        if decision["reasoning"]:
+            self.say(f"  because: {decision['reasoning'][:200]}")
+
+    def started(self, step: int, tool: str, args: Json) -> None:
+        """Begin a live line for a tool."""
+        self.begin(f"step {step} {tool}")
+
+    def begin(self, label: str) -> None:
+        """Begin a live line."""
+        self._job = label
+        self._job_started = time.monotonic()
+        if self.rich.is_terminal and self._status is None:
+            self._status = self.rich.status(escape(label))
+            self._status.start()
+
+    def progress(self, function: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Update the live line with progress and time left."""
+        if self._status is None or total <= 0 or done <= 0:
+            return
+        elapsed = time.monotonic() - self._job_started
+        left = elapsed / done * (total - done)
+        shown = "".join(f" {name} {value:.3f}" for name, value in metrics.items())
+        name = function.rpartition(":")[2]
+        self._status.update(escape(f"{self._job}: {name} {done}/{total}{shown}, {left:.0f} s left | {self._headline}"))
+
+    def end(self) -> None:
+        """Take the live line away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def finished(self, step: int, tool: str, result: Json, usage: Json, error: str | None) -> None:
+        """Show a tool's result and cost."""
+        self.end()
+        if error is not None:
+            self.say(f"  {tool} was refused: {error}")
+            return
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in result.items())
+        self.say(f"  -> {shown}  [{usage['wall_s']:.0f} s, {usage['tokens']} tokens]")
+
+    def judged(self, detail: Json) -> None:
+        """Show the referee's verdict with the numbers behind it (they never reach the planner)."""
+        word = "ACCEPTED" if detail["accepted"] else "rejected"
+        self.say(
+            f"  referee: {word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of {detail['num_items']} gate "
+            f"items, p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
+        )
+
+    def final(self, report: Json) -> None:
+        """Show the result and where the time went."""
+        final = report.get("final")
+        self.rich.print()
+        self.say(f"{report['stop_sentence']}  Run: {report['run']}")
+        if final:
+            self.say(f"Final split, opened once, n={final['n']}:")
+            for name in ("base_zero_shot", "base_few_shot", "champion"):
+                arm = final[name]
+                self.say(f"  {name.replace('_', ' '):<16} {100 * arm['score']:5.1f} %  {_interval(arm['ci95'])}")
+        self.say(f"Accepted {report['accepted']}, rejected {report['rejected']} candidates in {report['steps']} steps.")
+        for name, seconds in report["time_s"].items():
+            self.say(f"  {name:<22} {seconds:7.1f} s  {100 * seconds / max(report['wall_s'], 1e-9):5.1f} %")
+        self.say(
+            f"  wall {report['wall_s']:.0f} s, overhead {100 * report['overhead_share']:.1f} %, {report['tokens']} tokens, "
+            f"peak memory {report['peak_rss_gib']:.2f} GiB"
+        )
+
+
+def _interval(ci95: list[float]) -> str:
+    return f"[{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {entry}" for key, entry in value.items()) + "}"
+    return str(value)

@@ -1,0 +1,263 @@
+"""Where an artifact came from and what it led to: `follow` for an example, a dataset, a model or an evaluation.
+
+The answer is a tree of nodes {"kind", "id", "text", ..., "children"}: `text` is the line that people read, the other
+keys are the same facts as plain values.
+"""
+
+import difflib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from agent.views import Json, count_text, read_report, score_text, verdict_details, verdict_text
+from memory.records import content_id
+from memory.store import BASE, RunStore
+from tools.engines.publish import lineage
+
+Node = dict[str, Any]
+
+
+def follow(run_dir: Path, artifact_id: str) -> Node:
+    """Return the node of an id with "made_from" and "led_to". Raises ValueError with the nearest id for an unknown one."""
+    thread = Thread(run_dir)
+    if artifact_id == BASE or artifact_id in thread.models:
+        return thread.model(artifact_id)
+    if artifact_id in thread.datasets:
+        return thread.dataset(artifact_id)
+    if artifact_id in thread.evals:
+        return thread.evaluation(artifact_id)
+    samples = [row for name in thread.samples for row in thread.rows(name, "samples.jsonl")]
+    found = [row for row in samples if artifact_id in (row["example_id"], _sample_id(row))]
+    if found:
+        return thread.example(found[0]["example_id"], samples)
+    known = {row["example_id"]: "example" for row in samples} | thread.kinds()
+    near = [name for name in known if len(artifact_id) >= 4 and name.startswith(artifact_id)]
+    near = near or difflib.get_close_matches(artifact_id, known, n=1)
+    hint = f"did you mean {near[0]!r} ({known[near[0]]})? " if near else ""
+    raise ValueError(
+        f"run {run_dir.name} has no example, dataset, model or evaluation {artifact_id!r}; {hint}"
+        f"`run_agent.py trace show {run_dir.name}` names datasets and models, data/<dataset>/*.jsonl the examples"
+    )
+
+
+def follow_text(node: Node) -> str:
+    """Return the tree as text."""
+    lines = [f"{node['kind']} {node['id']}: {node['text']}"]
+    for title, key in (("came from", "made_from"), ("led to", "led_to")):
+        lines.append(title)
+        lines += _tree(node[key]) or ["└─ nothing"]
+    return "\n".join(lines)
+
+
+def _tree(nodes: list[Node], indent: str = "") -> list[str]:
+    lines = []
+    for index, node in enumerate(nodes):
+        last = index == len(nodes) - 1
+        name = f"{node['kind']} {node['id']}".strip()
+        lines.append(f"{indent}{'└─' if last else '├─'} {name}: {node['text']}")
+        lines += _tree(node["children"], indent + ("   " if last else "│  "))
+    return lines
+
+
+def _node(kind: str, artifact_id: str, text: str, children: list[Node] | None = None, **facts: Any) -> Node:
+    return {"kind": kind, "id": artifact_id, "text": text} | facts | {"children": children or []}
+
+
+def _root(node: Node, made_from: list[Node], led_to: list[Node]) -> Node:
+    return {key: value for key, value in node.items() if key != "children"} | {"made_from": made_from, "led_to": led_to}
+
+
+def _sample_id(row: Json) -> str:
+    """Return the id that the `parents` of a training row name."""
+    return content_id({key: row[key] for key in ("generation", "item_id", "sample")})
+
+
+def _one_line(text: str, length: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + "..."
+
+
+class Thread:
+    """The artifacts of one run, read once, and the nodes about them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.store = RunStore(run_dir)
+        self.models = {model["id"]: model for model in self.store.all("models")}
+        self.datasets = {dataset["id"]: dataset for dataset in self.store.all("data")}
+        self.evals = {record["id"]: record for record in self.store.all("evals")}
+        self.samples = [name for name, dataset in self.datasets.items() if dataset["kind"] == "samples"]
+        self.frozen = [name for name, dataset in self.datasets.items() if dataset["kind"] == "train"]
+        self.details = verdict_details(run_dir)
+        self.final: Json | None = (read_report(run_dir) or {}).get("final")
+        self._rows: dict[tuple[str, str], list[Json]] = {}
+
+    def kinds(self) -> dict[str, str]:
+        """Return the kind of each id that is no example."""
+        groups = {"model": self.models, "dataset": self.datasets, "eval": self.evals}
+        return {name: kind for kind, group in groups.items() for name in group} | {BASE: "model"}
+
+    def rows(self, dataset: str, name: str) -> list[Json]:
+        """Return the rows of a dataset's file; [] when the file is not there."""
+        if (dataset, name) not in self._rows:
+            self._rows[dataset, name] = self.store.rows("data", dataset, name)
+        return self._rows[dataset, name]
+
+    # --- the four roots
+
+    def example(self, example_id: str, samples: list[Json]) -> Node:
+        """Who gave this answer, what the scorer said, which dataset holds or rejected it, and the models after it."""
+        mine = [row for row in samples if row["example_id"] == example_id]
+        led_to = [self._dataset_down(name) for name in self.frozen if self._holds(name, example_id)]
+        led_to += [self._rejection(name, row) for name in self.frozen for row in self._rejected(name, example_id)]
+        if not led_to:
+            right = any(row["right"] for row in mine)
+            why = "not frozen yet" if right else "no right answer by the scorer, so it is never trained on"
+            led_to = [_node("no dataset", "", why)]
+        text = f"{_one_line(mine[0]['prompt'])} -> {_one_line(mine[0]['completion'], 60)}"
+        facts = {name: mine[0][name] for name in ("prompt", "completion", "item_id", "difficulty")}
+        return _root(_node("example", example_id, text, **facts), [self._sample_up(row) for row in mine], led_to)
+
+    def dataset(self, dataset_id: str) -> Node:
+        """Count its rows by source, model and difficulty; the models trained on it."""
+        dataset = self.datasets[dataset_id]
+        if dataset["kind"] == "samples":
+            rows = self.rows(dataset_id, "samples.jsonl")
+            facts = self._counts(rows) | {"num_right": sum(row["right"] for row in rows)}
+            node = self._generation_up(dataset_id)
+            led_to = [self._dataset_down(name, only_from=dataset_id) for name in self._users(dataset_id)]
+        else:
+            facts = self._counts(self.rows(dataset_id, "train.jsonl")) | {"rejected": dataset["rejected"]}
+            node = self._dataset_up(dataset_id)
+            led_to = self._models_trained_on(dataset_id)
+        shown = [f"{name.replace('_', ' ')}: {count_text(facts[name])}" for name in ("by_model", "by_difficulty")]
+        return _root(node | facts | {"text": "; ".join([node["text"], *shown])}, node["children"], led_to)
+
+    def model(self, model_id: str) -> Node:
+        """Its parents, datasets and the models that wrote its examples; its verdict, scores, data and children."""
+        node = self._model_up(model_id)
+        written = [
+            _node("dataset", name, self._generation_text(name), list(map(self._dataset_down, self._users(name))))
+            for name in self.samples
+            if self.datasets[name]["model"] == model_id
+        ]
+        children = [self._model_down(name) for name, model in self.models.items() if model["parent"] == model_id]
+        return _root(node, node["children"], self._outcome(model_id) + written + children)
+
+    def evaluation(self, eval_id: str) -> Node:
+        """The model that it measured, and what the verdict led to."""
+        record = self.evals[eval_id]
+        led_to = []
+        if record["split"] == "gate":
+            now = "the champion" if self.store.champion() == record["model"] else "not the champion now"
+            quarantined = self.models.get(record["model"], {}).get("dataset") in self.store.quarantined()
+            led_to = [_node("outcome", "", now + ("; its newest dataset is quarantined" if quarantined else ""))]
+        facts = {key: value for key, value in record.items() if key not in ("id", "diagnosis")}
+        node = _node("eval", eval_id, self._eval_text(record), **facts)
+        return _root(node, [self._model_up(record["model"])], led_to)
+
+    # --- upwards: what it was made from
+
+    def _sample_up(self, row: Json) -> Node:
+        num_samples = self.datasets[row["generation"]]["samples_per_item"]
+        num_right = round(row["pass_rate"] * num_samples)
+        text = (
+            f"number {row['sample']} in chunk {row['chunk']}, ended by {row['finish']}: the scorer says "
+            f"{row['verdict']}; {num_right} of this item's {num_samples} samples are right"
+        )
+        keys = ("verdict", "right", "score", "finish", "logprob", "chunk", "sample", "pass_rate")
+        facts = {key: row[key] for key in keys}
+        return _node("sample", _sample_id(row), text, [self._generation_up(row["generation"])], **facts)
+
+    def _generation_up(self, dataset_id: str) -> Node:
+        dataset = self.datasets[dataset_id]
+        facts = {key: dataset[key] for key in ("model", "temperature", "seed", "shots", "num_samples", "num_right")}
+        children = [self._model_up(dataset["model"])]
+        return _node("dataset", dataset_id, self._generation_text(dataset_id), children, **facts)
+
+    def _generation_text(self, dataset_id: str) -> str:
+        dataset = self.datasets[dataset_id]
+        prompting = "few-shot" if dataset["shots"] else "zero-shot"
+        return (
+            f"{dataset['num_samples']} samples by model {dataset['model']} ({prompting}, temperature "
+            f"{dataset['temperature']:g}, seed {dataset['seed']}), {dataset['num_right']} right"
+        )
+
+    def _dataset_up(self, dataset_id: str) -> Node:
+        sources = self._counts(self.rows(dataset_id, "train.jsonl"))["by_source"]
+        children = [self._generation_up(name) | {"num_rows": count} for name, count in sources.items()]
+        for child in children:
+            child["text"] = f"{child['num_rows']} rows from {child['text']}"
+        return _node("dataset", dataset_id, self._frozen_text(dataset_id), children)
+
+    def _frozen_text(self, dataset_id: str) -> str:
+        dataset = self.datasets[dataset_id]
+        return f"{dataset['num_examples']} frozen examples, rejected: {count_text(dataset['rejected'])}"
+
+    def _model_up(self, model_id: str) -> Node:
+        if model_id == BASE:
+            return _node("model", BASE, "the model that the run began with")
+        model = self.models[model_id]
+        rows = [row for name in model["datasets"] for row in self.rows(name, "train.jsonl")]
+        writers = dict(Counter(row["model"] for row in rows).most_common())
+        chain = [BASE, *(entry["id"] for entry in lineage(self.store, model_id))]
+        settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
+        written = f"{model['num_examples']} examples written by {count_text(writers)}"
+        text = f"{written} ({settings}); {self._verdict_text(model_id)}"
+        children = [self._model_up(model["parent"])]
+        children += [_node("dataset", name, self._frozen_text(name)) for name in model["datasets"]]
+        facts = {name: model[name] for name in ("parent", "datasets", "settings", "seed")}
+        return _node("model", model_id, text, children, chain=chain, examples_by_model=writers, **facts)
+
+    # --- downwards: what it led to
+
+    def _dataset_down(self, dataset_id: str, only_from: str | None = None) -> Node:
+        counts = self._counts(self.rows(dataset_id, "train.jsonl"))
+        part = "" if only_from is None else f"{counts['by_source'].get(only_from, 0)} rows of "
+        return _node("dataset", dataset_id, part + self._frozen_text(dataset_id), self._models_trained_on(dataset_id))
+
+    def _models_trained_on(self, dataset_id: str) -> list[Node]:
+        return [self._model_down(name) for name, model in self.models.items() if dataset_id in model["datasets"]]
+
+    def _model_down(self, model_id: str) -> Node:
+        model = self.models[model_id]
+        text = f"from {model['parent']}, {model['num_examples']} examples; {self._verdict_text(model_id)}"
+        return _node("model", model_id, text, self._outcome(model_id), parent=model["parent"])
+
+    def _outcome(self, model_id: str) -> list[Node]:
+        mine = [record for record in self.evals.values() if record["model"] == model_id]
+        nodes = [_node("eval", record["id"], self._eval_text(record), split=record["split"]) for record in mine]
+        if self.final and model_id == self.store.champion():
+            nodes.append(_node("final", "", score_text(self.final["champion"], self.final["n"]), **self.final))
+        return nodes
+
+    def _eval_text(self, record: Json) -> str:
+        if record["split"] == "gate":
+            return f"gate split: {self._verdict_text(record['model'])}"
+        return f"{record['split']} split, {record['shots']} shots: {score_text(record)}"
+
+    def _verdict_text(self, model_id: str) -> str:
+        if model_id in self.details:
+            return verdict_text(self.details[model_id])
+        return "no verdict yet"
+
+    def _rejection(self, dataset_id: str, row: Json) -> Node:
+        facts = {key: row.get(key) for key in ("reason", "neighbour", "similarity")}
+        found = facts["neighbour"] is not None
+        near = f", neighbour {facts['neighbour']} (similarity {facts['similarity']:.3f})" if found else ""
+        return _node("dataset", dataset_id, f"rejected when it was frozen: {row['reason']}{near}", **facts)
+
+    def _rejected(self, dataset_id: str, example_id: str) -> list[Json]:
+        return [row for row in self.rows(dataset_id, "rejected.jsonl") if row["id"] == example_id]
+
+    def _holds(self, dataset_id: str, example_id: str) -> bool:
+        return any(row["id"] == example_id for row in self.rows(dataset_id, "train.jsonl"))
+
+    def _users(self, dataset_id: str) -> list[str]:
+        def holds(name: str) -> bool:
+            return any(row["generation"] == dataset_id for row in self.rows(name, "train.jsonl"))
+
+        return [name for name in self.frozen if holds(name)]
+
+    def _counts(self, rows: list[Json]) -> Json:
+        columns = {"by_source": "generation", "by_model": "model", "by_difficulty": "difficulty"}
+        return {name: dict(Counter(row[column] for row in rows).most_common()) for name, column in columns.items()}

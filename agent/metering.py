@@ -1,0 +1,53 @@
+"""Counts what jobs cost: into the budget for the planner, and by kind of work for the table at the end of a run."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from agent.budget import Budget
+from memory.records import read_json
+from tools.contract import Json
+from tools.jobs.client import WorkerClient
+from tools.jobs.job import Usage
+
+WORK = {
+    "tools.acquire.generate_data:sample_items": "generation",
+    "tools.optimize.sft_worker:train": "training",
+    "tools.evaluate.answer:answer_questions": "evaluation",
+    "tools.engines.constrained:deliberate": "planning",
+    "tools.select.curate_data:choose_examples": "curation",
+    "tools.jobs.worker:warm_up": "start-up",
+}
+PRODUCTIVE = ("generation", "training", "evaluation")
+"""Kinds of work that are the point of a run; everything else is overhead."""
+
+
+class MeteredJobs:
+    """The worker as tools see it; each job's cost is counted once, also over a resume."""
+
+    def __init__(self, client: WorkerClient, budget: Budget) -> None:
+        self.client = client
+        self.budget = budget
+        self.fingerprint = client.fingerprint
+        self.wall_s: dict[str, float] = defaultdict(float)
+        """Wall seconds by kind of work, of this process."""
+        self._counted: set[str] = set()
+        for path in sorted((client.run_dir / "jobs").glob("*/result.json")):
+            self._count(path.parent)
+
+    def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
+        """Run a job (see WorkerClient.run) and count it."""
+        started = time.monotonic()
+        try:
+            value, usage = self.client.run(function, args, inputs)
+        finally:
+            self.wall_s[WORK.get(function, "other tools")] += time.monotonic() - started
+        self._count(self.client.folder(function, args, inputs))
+        return value, usage
+
+    def _count(self, folder: Path) -> None:
+        if folder.name not in self._counted:
+            self._counted.add(folder.name)
+            function = read_json(folder / "spec.json")["function"]
+            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), WORK.get(function) in PRODUCTIVE)

@@ -1,0 +1,170 @@
+"""What happens in each node of the loop. A node knows the services, never the next node."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from agent.budget import Budget
+from agent.config import RunConfig
+from agent.console import Console
+from agent.metering import MeteredJobs
+from agent.planners import Choice, Decision, InvalidDecision, Planner
+from agent.planners.base import check_decision
+from agent.planners.fixed import RulesPlanner, decision
+from agent.referee import Referee
+from agent.situation import build_menu, build_situation, situation_text
+from agent.state import State, StopReason
+from agent.trace import Trace
+from memory.records import content_id, read_json, write_json
+from memory.store import RunStore
+from tools.contract import Json, Tool, ToolContext, ToolError
+
+INVALID_LIMIT = 2
+"""Invalid decisions in a row after which the rules decide, marked as fallback."""
+REJECTIONS_LIMIT = 4
+
+
+@dataclass
+class Services:
+    """Everything a node uses; made anew in each process, never stored."""
+
+    config: RunConfig
+    store: RunStore
+    jobs: MeteredJobs
+    referee: Referee
+    tools: dict[str, Tool]
+    planner: Planner
+    budget: Budget
+    trace: Trace
+    console: Console
+    lessons: list[str]
+    stop_requested: list[bool] = field(default_factory=list)
+    """Not empty once the user asked to stop (Ctrl-C)."""
+
+    @property
+    def context(self) -> ToolContext:
+        """What the tools get."""
+        return ToolContext(self.store, self.jobs, self.referee, self.config.seed, self.config.task)
+
+
+def observe(state: State, runtime: Runtime[Services]) -> State:
+    """Read the situation from files and compute the menu; stop when it is empty."""
+    services = runtime.context
+    step = state.get("step", 0) + 1
+    situation = build_situation(services.context, services.budget, state.get("last"), services.lessons)
+    menu = build_menu(services.tools, services.context, services.budget)
+    services.trace.emit("observed", step=step, situation=situation, menu=[choice["tool"] for choice in menu])
+    services.console.observed(step, situation)
+    update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu]}
+    if not menu:
+        legal = any(tool.legal(services.context) is not None for tool in services.tools.values())
+        update["stop_reason"] = (StopReason.BUDGET if legal else StopReason.NO_ACTION).value
+    return update
+
+
+def plan(state: State, runtime: Runtime[Services]) -> State:
+    """Ask the planner for one action; after repeated invalid answers the rules decide, and the trace says so."""
+    services, step = runtime.context, state["step"]
+    menu = [Choice(**choice) for choice in state["menu"]]  # type: ignore[typeddict-item]
+    text = situation_text(state["situation"])
+    chosen = only_choice(menu)
+    problems: list[str] = []
+    while chosen is None:
+        try:
+            chosen = services.planner.decide(text, menu, step)
+        except InvalidDecision as problem:
+            problems.append(str(problem))
+            if len(problems) >= INVALID_LIMIT:
+                chosen = RulesPlanner().decide(text, menu, step) | {"decided_by": "fallback"}
+                chosen["reasoning"] = f"{services.planner.name} gave no legal action: {problems[-1]}"
+    check_decision({"tool": chosen["tool"], "arguments": chosen["args"]}, menu)
+    action = {"tool": chosen["tool"], "args": chosen["args"]}
+    rest = {key: value for key, value in chosen.items() if key not in ("tool", "args")}
+    services.trace.emit("decided", step=step, action=action, problems=problems, **rest)
+    services.console.decided(step, chosen)
+    return {"decision": dict(chosen)}
+
+
+def only_choice(menu: list[Choice]) -> Decision | None:
+    """Return the decision when a single action with single values is legal: there is nothing to think about."""
+    if len(menu) > 1 or any(len(values) > 1 for values in menu[0]["arguments"].values()):
+        return None
+    args = {name: values[0] for name, values in menu[0]["arguments"].items()}
+    return decision(menu[0], args, menu, "only_choice", "the only legal action")
+
+
+def act(state: State, runtime: Runtime[Services]) -> State:
+    """Run the chosen tool once; its result is a file, so that a resumed run reads it instead of running it again."""
+    services, step = runtime.context, state["step"]
+    name, args = state["decision"]["tool"], state["decision"]["args"]
+    key = content_id({"step": step, "tool": name, "args": args, "config": services.jobs.fingerprint})
+    path = services.store.run_dir / "calls" / f"{step:04d}-{name}-{key}.json"
+    services.trace.emit("tool_started", step=step, tool=name, args=args, job=path.stem)
+    started, before = time.monotonic(), services.budget.used
+    services.console.started(step, name, args)
+    error: str | None = None
+    result: Json = {}
+    try:
+        if path.exists():
+            result = read_json(path)["result"]
+        else:
+            result = services.tools[name](services.context, **args)
+            write_json(path, {"tool": name, "args": args, "result": result})
+    except ToolError as problem:
+        error = str(problem)
+    usage = {
+        "wall_s": round(time.monotonic() - started, 2),
+        "cpu_s": round(services.budget.used.cpu_s - before.cpu_s, 2),
+        "tokens": services.budget.used.tokens - before.tokens,
+    }
+    if error is None:
+        services.trace.emit("tool_finished", step=step, tool=name, args=args, job=path.stem, result=result, usage=usage)
+        _trace_verdict(services, step, result)
+    else:
+        services.trace.emit("tool_failed", step=step, tool=name, args=args, error=error, usage=usage)
+    services.console.finished(step, name, result, usage, error)
+    return {"last": {"tool": name, "args": args, "outcome": error or _outcome(name, result)}}
+
+
+def check(state: State, runtime: Runtime[Services]) -> State:
+    """Look for a reason to stop."""
+    services = runtime.context
+    reason = _stop_reason(state, services)
+    return {"stop_reason": reason.value if reason else None}
+
+
+def _stop_reason(state: State, services: Services) -> StopReason | None:
+    store = services.store
+    last = state.get("last") or {}
+    if last.get("tool") == "finish_run":
+        return StopReason.PLANNER_FINISHED
+    score = store.score(store.champion())
+    if services.config.goal is not None and score is not None and score["score"] >= services.config.goal:
+        return StopReason.GOAL
+    samples = [dataset["num_right"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    if len(samples) >= 2 and not any(samples):
+        return StopReason.NOTHING_VERIFIABLE
+    verdicts = [verdict["accepted"] for verdict in store.verdicts()[-REJECTIONS_LIMIT:]]
+    if len(verdicts) == REJECTIONS_LIMIT and not any(verdicts) and store.candidate() is None:
+        return StopReason.PLATEAU
+    if state["step"] >= services.config.max_steps:
+        return StopReason.BUDGET
+    return StopReason.USER_STOPPED if services.stop_requested else None
+
+
+def _trace_verdict(services: Services, step: int, result: Json) -> None:
+    if "accepted" not in result:
+        return
+    detail = services.referee.verdict_detail(result["model"])
+    services.trace.emit("judged", step=step, **detail)
+    services.console.judged(detail)
+
+
+def _outcome(tool: str, result: dict[str, Any]) -> str:
+    """Return a tool's result in a few words, for the planner's next situation."""
+    if "accepted" in result:
+        return f"{'accepted' if result['accepted'] else 'rejected'}, search gain {100 * result['gain_on_search']:+.0f}"
+    shown = {key: value for key, value in result.items() if isinstance(value, int | float) and value is not True}
+    return ", ".join(f"{key} {value}" for key, value in list(shown.items())[:3]) or "done"

@@ -1,0 +1,50 @@
+"""The model under training plans its own next step: reasoning, then one legal action, decoded in the worker."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.planners.base import Choice, Decision, check_decision, menu_schema
+from agent.planners.chat import menu_text
+from prompts import render
+from tools.contract import Jobs
+
+
+class SelfPlanner:
+    """Plans with the champion's own weights (see tools/engines/constrained.py for how it decides)."""
+
+    name = "self"
+
+    def __init__(self, jobs: Jobs, champion_dir: Callable[[], Path | None], blank: str) -> None:
+        self.jobs = jobs
+        self.champion_dir = champion_dir
+        self.blank = blank
+
+    def decide(self, situation_text: str, menu: list[Choice], step: int) -> Decision:
+        """Return the action whose calibrated log-probability is highest; always one of the menu."""
+        options = menu_text(menu)
+        system = render("planner_system")
+        question = render("planner_reason", situation=situation_text, menu=options)
+        schemas = {choice["tool"]: schema for choice, schema in zip(menu, menu_schema(menu)["anyOf"], strict=True)}
+        folder = self.champion_dir()
+        thought, _ = self.jobs.run(
+            "tools.engines.constrained:deliberate",
+            {
+                "model_dir": None if folder is None else f"models/{folder.name}",
+                "reason": [{"role": "system", "content": system}, {"role": "user", "content": question}],
+                "decide": render("planner_decide", menu=options, situation=situation_text, reasoning="{reasoning}"),
+                "blank": render("planner_decide", menu=options, situation=self.blank, reasoning="{reasoning}"),
+                "system": system,
+                "schemas": schemas,
+            },
+            {"step": step},
+        )
+        tool, args = check_decision(thought["decision"], menu)
+        return Decision(
+            tool=tool,
+            args=args,
+            decided_by="model",
+            reasoning=thought["reasoning"],
+            logprob=thought["logprob"],
+            alternatives=thought["alternatives"],
+            usage={"tokens": thought["tokens"], "cost_usd": 0.0},
+        )

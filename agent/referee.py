@@ -1,0 +1,185 @@
+"""The referee: holds the evaluation splits, measures models, decides what is kept. No tool can reach behind it.
+
+<run>/referee/ (owner-only): {search,gate,final}.jsonl with answers, read by this process alone; *.questions.jsonl for
+the worker, which answers without knowing the answers; measured/<key>.json; evaluation_ids.json (hashes only);
+verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from agent.statistics import alpha_for, paired_test, wilson_interval
+from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
+from memory.store import BASE, RunStore
+from tools.contract import Jobs, Json
+from tools.tasks.base import Item, SplitSizes, Task, normalise
+from tools.tasks.scorers import known_answer_checks
+from tools.tasks.scoring import ScorerProcess
+
+Split = Literal["search", "gate", "final"]
+
+
+class IdentityError(RuntimeError):
+    """What a score depends on has changed since the run began; the score is refused."""
+
+
+class Referee:
+    """Measures and judges for one run."""
+
+    def __init__(self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess, sizes: SplitSizes) -> None:
+        self.store = store
+        self.jobs = jobs
+        self.task = task
+        self.scorer = scorer
+        self.sizes = sizes
+        self.folder = store.run_dir / "referee"
+
+    def prepare(self, seed: int) -> None:
+        """Draw and seal the splits once, and check the scorer on known answers.
+
+        Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
+        """
+        if (self.folder / "evaluation_ids.json").exists():
+            return
+        splits = self.task.splits(self.sizes, seed)
+        failures = known_answer_checks(splits.search[:16], self.scorer.score)
+        if failures:
+            raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        for name, items in splits._asdict().items():
+            self._seal(f"{name}.jsonl", [item.to_json() for item in items])
+            self._seal(f"{name}.questions.jsonl", [{"id": item.id, "question": item.question} for item in items])
+        write_json(self.folder / "evaluation_ids.json", sorted(item.id for items in splits for item in items))
+
+    def items_hash(self) -> str:
+        """Return the hash of all sealed items with their answers."""
+        rows = {name: list(read_jsonl(self.folder / f"{name}.jsonl")) for name in SplitSizes._fields}
+        return content_id(rows)
+
+    def measure(self, model_id: str, split: Split, shots: int = 0) -> Json:
+        """Return the record {score, ci95, n, diagnosis, ...} of a model on a split; measured once.
+
+        Raises IdentityError when the engine is not the one that measured the base model.
+        """
+        evaluation_id = content_id([model_id, split, shots])
+        known = self.store.get("evals", evaluation_id)
+        if split == "search" and known is not None:
+            return known
+        answers, verdicts, items = self._answer(model_id, split, shots)
+        right = [verdict.right for verdict in verdicts]
+        low, high = wilson_interval(sum(right), len(right))
+        record = {
+            "model": model_id,
+            "split": split,
+            "shots": shots,
+            "score": round(sum(right) / len(right), 4),
+            "ci95": [round(low, 4), round(high, 4)],
+            "n": len(right),
+            "diagnosis": _diagnose(items, verdicts, answers["stopped"]),
+            "prompt_tokens_per_item": answers["prompt_tokens_per_item"],
+            "answer_tokens_per_item": answers["answer_tokens_per_item"],
+            "split_sizes": self.sizes._asdict(),
+            "suite": content_id([item.id for item in items]),
+            "identity": answers["identity"],
+        }
+        if split != "search":
+            return record
+        rows = [
+            {"id": item.id, "question": item.question, "answer": text, "verdict": verdict.kind}
+            for item, text, verdict in zip(items, answers["answers"], verdicts, strict=True)
+        ]
+        return self.store.put("evals", evaluation_id, record, {"items.jsonl": rows})
+
+    def judge(self, candidate: str) -> Json:
+        """Decide whether a candidate becomes the champion; only {"accepted", "n"} goes to the caller.
+
+        Exact McNemar on the paired gate results, at a level that accounts for all candidates of the run. The champion
+        was or is measured on the same engine, checked by its identity.
+        """
+        known = [verdict for verdict in self.store.verdicts() if verdict["model"] == candidate]
+        if known:
+            return {"accepted": known[0]["accepted"], "n": known[0]["n"]}
+        champion = self.store.champion()
+        results = {model: self._answer(model, "gate", 0)[1] for model in (champion, candidate)}
+        number = len(self.store.verdicts()) + 1
+        test = paired_test(*([verdict.right for verdict in results[model]] for model in (champion, candidate)))
+        alpha = alpha_for(number)
+        accepted = test.p_value <= alpha
+        detail = {"candidate": candidate, "champion": champion, "number": number, "accepted": accepted, "alpha": alpha}
+        if candidate not in {row["candidate"] for row in read_jsonl(self.folder / "verdicts.jsonl")}:
+            append_jsonl(self.folder / "verdicts.jsonl", [detail | test._asdict()])
+        public = {"model": candidate, "split": "gate", "shots": 0, "champion": champion, "accepted": accepted}
+        self.store.put("evals", content_id([candidate, "gate", 0]), public | {"n": test.num_items, "number": number})
+        return {"accepted": accepted, "n": test.num_items}
+
+    def verdict_detail(self, candidate: str) -> Json:
+        """Return the numbers behind a verdict, for people: fixed, broken, p-value, level."""
+        return next(row for row in read_jsonl(self.folder / "verdicts.jsonl") if row["candidate"] == candidate)  # type: ignore[no-any-return]
+
+    def final(self) -> Json:
+        """Open the final split: base zero-shot, base few-shot and champion, each with interval; opened once."""
+        path = self.folder / "final.json"
+        if not path.exists():
+            num_shots = len(self.task.seed_examples())
+            champion = self.store.champion()
+            arms = {"base_zero_shot": (BASE, 0), "base_few_shot": (BASE, num_shots), "champion": (champion, 0)}
+            records = {name: self.measure(model, "final", shots) for name, (model, shots) in arms.items()}
+            scores = {name: {"score": row["score"], "ci95": row["ci95"]} for name, row in records.items()}
+            write_json(path, {"n": records["champion"]["n"], "num_shots": num_shots} | scores)
+        return read_json(path)  # type: ignore[no-any-return]
+
+    def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
+        """Split training rows into kept ones and ones whose question is an evaluation item, by normalised text."""
+        held_out = set(read_json(self.folder / "evaluation_ids.json"))
+        overlap = [content_id(normalise(row["prompt"])) in held_out for row in rows]
+        kept = [row for row, held in zip(rows, overlap, strict=True) if not held]
+        return kept, [row for row, held in zip(rows, overlap, strict=True) if held]
+
+    def _answer(self, model_id: str, split: Split, shots: int) -> tuple[Json, list[Any], list[Item]]:
+        items = [Item.from_json(row) for row in read_jsonl(self.folder / f"{split}.jsonl")]
+        args = {
+            "model": model_id,
+            "questions_file": f"referee/{split}.questions.jsonl",
+            "shots": shots > 0,
+            "max_new_tokens": self.task.max_new_tokens,
+        }
+        answers, _ = self.jobs.run("tools.evaluate.answer:answer_questions", args)
+        self._check_identity(answers["identity"])
+        return answers, self.scorer.score(list(zip(items, answers["answers"], strict=True))), items
+
+    def _check_identity(self, identity: Json) -> None:
+        path = self.folder / "identity.json"
+        if not path.exists():
+            write_json(path, identity)
+        began = read_json(path)
+        changed = [f"{name} {began.get(name)} -> {identity[name]}" for name in identity if began.get(name) != identity[name]]
+        if changed:
+            raise IdentityError(
+                f"this score would not compare with the run's earlier ones: {', '.join(changed)}; resume on the machine "
+                "and with the libraries the run began with, or start a new run"
+            )
+
+    def _seal(self, name: str, rows: list[Json]) -> None:
+        path: Path = self.folder / name
+        write_jsonl(path, rows)
+        os.chmod(path, 0o600)
+
+
+def _diagnose(items: list[Item], verdicts: list[Any], stopped: list[bool]) -> Json:
+    """Return the score by difficulty (weakest first) and the kinds of errors, most frequent first."""
+    groups: dict[str, list[bool]] = {}
+    for item, verdict in zip(items, verdicts, strict=True):
+        groups.setdefault(item.difficulty, []).append(verdict.right)
+    by_difficulty = sorted(
+        ({"difficulty": name, "score": round(sum(right) / len(right), 3), "n": len(right)} for name, right in groups.items()),
+        key=lambda group: (group["score"], group["difficulty"]),
+    )  # fmt: skip
+    errors = Counter(
+        "never stopped" if not ended else verdict.kind
+        for verdict, ended in zip(verdicts, stopped, strict=True)
+        if not verdict.right
+    )
+    return {"by_difficulty": by_difficulty, "weakest": by_difficulty[0], "errors": dict(errors.most_common())}

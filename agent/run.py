@@ -1,0 +1,273 @@
+"""One run from start to report: folder, lock, services, the loop, the final evaluation.
+
+run.json holds the configuration and identity, written before the first step; report.json the end.
+"""
+
+import fcntl
+import resource
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agent.budget import Budget
+from agent.config import FORMAT_VERSION, RunConfig, from_mapping
+from agent.console import Console
+from agent.graph import build_graph
+from agent.metering import PRODUCTIVE, MeteredJobs
+from agent.nodes import Services
+from agent.planners import make_planner
+from agent.referee import Referee
+from agent.situation import situation_text
+from agent.state import StopReason
+from agent.trace import Trace, read_events
+from memory.records import content_id, read_json, write_json
+from memory.store import RunStore
+from tools.contract import Json
+from tools.engines.models import fingerprint, resolve_embedder, resolve_model
+from tools.jobs.client import JobFailedError, WorkerClient
+from tools.registry import load_tools
+from tools.tasks import load_task
+from tools.tasks.base import SplitSizes
+from tools.tasks.scoring import ScorerProcess
+
+
+class RunLockedError(ValueError):
+    """Another process works on this run."""
+
+
+def start(config: RunConfig, console: Console) -> Json:
+    """Begin a new run and work until it ends; returns the report. Raises ValueError for bad input, before any work."""
+    began = time.monotonic()
+    task = load_task(config.task)
+    load_tools(config.tools)
+    make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
+    model_dir = resolve_model(config.model, Path(config.models_dir))
+    identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
+    run_dir = _new_folder(Path(config.runs_dir))
+    write_json(
+        run_dir / "run.json",
+        {
+            "run": run_dir.name,
+            "format": FORMAT_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": config.to_json(),
+            "identity": identity,
+        },
+    )
+    return _work(run_dir, config, console, began)
+
+
+def resume(run_dir: Path, console: Console) -> Json:
+    """Go on with a run that was stopped or killed; returns the report (the old one when it had ended)."""
+    began = time.monotonic()
+    record = read_run(run_dir)
+    if (run_dir / "report.json").exists():
+        report: Json = read_json(run_dir / "report.json")
+        if not StopReason(report["stop_reason"]).resumable:
+            console.say(f"run {run_dir.name} has ended: {report['stop_sentence']}")
+            return report
+    config = from_mapping(record["config"])
+    if fingerprint(resolve_model(config.model, Path(config.models_dir))) != record["identity"]["model"]:
+        raise ValueError(f"the base model {config.model!r} is not the one this run began with; put that one back")
+    return _work(run_dir, config, console, began)
+
+
+def read_run(run_dir: Path) -> Json:
+    """Read run.json. Raises ValueError for a folder that is no run or was written by a newer version."""
+    if not (run_dir / "run.json").exists():
+        raise ValueError(f"{run_dir} is no run (it has no run.json); `run_agent.py list` shows the runs")
+    record: Json = read_json(run_dir / "run.json")
+    if record.get("format", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"run {run_dir.name} was written by a newer version (format {record['format']}, this one reads "
+            f"{FORMAT_VERSION}); update this program"
+        )
+    return record
+
+
+def _new_folder(runs_dir: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        path = runs_dir / f"{stamp}{suffix}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path.resolve()
+    raise ValueError(f"{runs_dir} holds too many runs of this second; try again")
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock; raises RunLockedError when another process has it."""
+    with (run_dir / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLockedError(
+                f"run {run_dir.name} is being worked on by another process; wait for it, or watch it with "
+                f"`run_agent.py trace tail {run_dir.name}`"
+            ) from None
+        yield
+
+
+def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> Json:
+    record = read_run(run_dir)
+    with locked(run_dir):
+        trace = Trace(run_dir)
+        earlier_s = max((event.get("spent_s", 0.0) for event in read_events(run_dir)), default=0.0)
+        budget = Budget(config.minutes, config.budget_tokens, earlier_s + time.monotonic() - began)
+        trace.clock = lambda: budget.spent_s
+        model_dir = resolve_model(config.model, Path(config.models_dir))
+        worker_settings = {
+            "model_dir": str(model_dir.resolve()),
+            "embedder_dir": str(resolve_embedder(Path(config.models_dir)).resolve()),
+            "engine": config.engine,
+            "dtype": config.dtype,
+            "task": config.task,
+            "system_prompt": config.system_prompt,
+        }
+        write_json(run_dir / "worker.json", worker_settings)
+        shape = {key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))}
+        with (
+            WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
+            ScorerProcess(load_task(config.task).scorer) as scorer,
+        ):
+            resumed = trace.last_seq > 0
+            trace.emit("run_resumed" if resumed else "run_started", config=record["config"], identity=record["identity"])
+            services = _services(run_dir, config, client, scorer, budget, trace, console)
+            reason, error = _loop(run_dir, services, console)
+            return _report(run_dir, services, reason, error, earlier_s)
+
+
+def _services(
+    run_dir: Path, config: RunConfig, client: WorkerClient, scorer: ScorerProcess, budget: Budget, trace: Trace, console: Console
+) -> Services:
+    store = RunStore(run_dir)
+    jobs = MeteredJobs(client, budget)
+    task = load_task(config.task)
+    sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
+    referee = Referee(store, jobs, task, scorer, sizes)
+    planner = make_planner(
+        config.planner, config.seed, jobs, lambda: store.model_dir(store.champion()), situation_text(None)
+    )
+    tools = load_tools(config.tools)
+    return Services(config, store, jobs, referee, tools, planner, budget, trace, console, [])
+
+
+def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReason, str | None]:
+    """Run baseline and graph; returns why it ended, and the error when it failed."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    with _interruptible(services, console):
+        try:
+            _baseline(services)
+            connection = sqlite3.connect(run_dir / "state.sqlite", check_same_thread=False, timeout=30)
+            graph = build_graph(SqliteSaver(connection))
+            thread: Any = {"configurable": {"thread_id": run_dir.name}, "recursion_limit": 5 * services.config.max_steps + 20}
+            pending = graph.get_state(thread).next
+            entry: Any = None if pending else {"stop_reason": None}
+            state = graph.invoke(entry, thread, context=services, durability="sync")
+            connection.close()
+            return StopReason(state["stop_reason"]), None
+        except KeyboardInterrupt:
+            return StopReason.USER_STOPPED, None
+        except (JobFailedError, OSError, RuntimeError, ValueError, sqlite3.Error) as error:
+            # Recorded in the report and turned into the exit code; the run folder stays resumable.
+            return StopReason.FAILED, f"{type(error).__name__}: {error}"
+        finally:
+            console.end()
+
+
+def _baseline(services: Services) -> None:
+    """Seal the splits, load the model, measure the base on the search split, recall lessons of earlier runs."""
+    console = services.console
+    console.begin("start-up: loading the model")
+    services.referee.prepare(services.config.seed)
+    services.jobs.run("tools.jobs.worker:warm_up", {}, {"process": services.jobs.client.pid})
+    console.begin("measuring the base model")
+    zero = services.referee.measure("base", "search")
+    few = services.referee.measure("base", "search", shots=len(services.referee.task.seed_examples()))
+    console.end()
+    console.say(
+        f"base model on {zero['n']} search items: zero-shot {100 * zero['score']:.1f} %, "
+        f"few-shot {100 * few['score']:.1f} % ({zero['identity']['dtype']} on {zero['identity']['device']})"
+    )
+    if (services.store.run_dir.parent / "lessons.jsonl").exists():
+        recalled, _ = services.jobs.run("memory.lessons:recall", {"task": services.config.task, "count": 3})
+        services.lessons += [lesson["text"] for lesson in recalled]
+        for lesson in recalled:
+            console.say(f"recalled: {lesson['text']}")
+
+
+@contextmanager
+def _interruptible(services: Services, console: Console) -> Iterator[None]:
+    """First Ctrl-C: finish the step, then stop. Second: stop now; the step is repeated or resumed later."""
+
+    def on_signal(signum: int, frame: object) -> None:
+        if services.stop_requested:
+            raise KeyboardInterrupt
+        services.stop_requested.append(True)
+        console.say("stopping after this step (Ctrl-C again: stop now; nothing that is finished is lost)")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _report(run_dir: Path, services: Services, reason: StopReason, error: str | None, earlier_s: float) -> Json:
+    """Open the final split when the run has ended, write report.json and the closing events."""
+    final = None
+    if not reason.resumable:
+        services.console.begin("final evaluation")
+        final = services.referee.final()
+        services.console.end()
+        services.trace.emit("final", **final)
+    verdicts = services.store.verdicts()
+    wall_s = services.budget.spent_s
+    here_s = wall_s - earlier_s
+    time_s = dict(sorted(services.jobs.wall_s.items(), key=lambda pair: -pair[1]))
+    time_s["bookkeeping and idle"] = here_s - sum(time_s.values())
+    productive_s = sum(time_s.get(kind, 0.0) for kind in PRODUCTIVE)
+    decided_by = Counter(event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided")
+    report = {
+        "run": run_dir.name,
+        "stop_reason": reason.value,
+        "stop_sentence": reason.sentence,
+        "error": error,
+        "wall_s": round(wall_s, 1),
+        "tokens": services.budget.used.tokens,
+        "overhead_share": round(1 - productive_s / max(here_s, 1e-9), 4),
+        "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
+        "peak_rss_gib": round(_peak_rss_gib(services.jobs.client.pid), 2),
+        "decided_by": dict(decided_by),
+        "steps": sum(decided_by.values()),
+        "accepted": sum(verdict["accepted"] for verdict in verdicts),
+        "rejected": sum(not verdict["accepted"] for verdict in verdicts),
+        "champion": services.store.champion(),
+        "final": final,
+    }
+    write_json(run_dir / "report.json", report)
+    services.trace.emit("run_stopped", reason=reason.value, sentence=reason.sentence, error=error)
+    services.console.final(report)
+    if error:
+        services.console.say(f"error: {error}")
+    return report
+
+
+def _peak_rss_gib(worker_pid: int | None) -> float:
+    """Return the agent's peak plus the worker's: an upper bound of what was in memory at one time."""
+    own_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path(f"/proc/{worker_pid}/status")
+    lines = status.read_text().splitlines() if worker_pid and status.exists() else []
+    worker_kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    return (own_kib + worker_kib) / 2**20

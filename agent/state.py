@@ -1,0 +1,54 @@
+"""The state of the loop (plain values only) and the reasons for which a run ends."""
+
+from enum import Enum
+from typing import Any, TypedDict
+
+
+class StopReason(str, Enum):
+    """Why a run ended; `sentence` is what the user reads."""
+
+    GOAL = "goal"
+    PLATEAU = "plateau"
+    BUDGET = "budget"
+    NOTHING_VERIFIABLE = "nothing_verifiable"
+    NO_ACTION = "no_action"
+    PLANNER_FINISHED = "planner_finished"
+    USER_STOPPED = "user_stopped"
+    FAILED = "failed"
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for the trace and the exit line."""
+        return _SENTENCES[self]
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run was cut off rather than ended: the final split stays closed."""
+        return self in (StopReason.USER_STOPPED, StopReason.FAILED)
+
+
+_SENTENCES = {
+    StopReason.GOAL: "The champion reached the goal on the search split.",
+    StopReason.PLATEAU: "The last four candidates in a row were rejected: training no longer helps.",
+    StopReason.BUDGET: "The budget does not afford another action beside the final evaluation.",
+    StopReason.NOTHING_VERIFIABLE: (
+        "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "
+        "that show the answer's format, or a larger model."
+    ),
+    StopReason.NO_ACTION: "No tool has anything left to do.",
+    StopReason.PLANNER_FINISHED: "The planner finished the run.",
+    StopReason.USER_STOPPED: "Stopped by the user; `run_agent.py resume` goes on.",
+    StopReason.FAILED: "The run failed; nothing that was finished is lost, and `run_agent.py resume` goes on.",
+}
+
+
+class State(TypedDict, total=False):
+    """What the checkpoint keeps between nodes. Everything else is read from the run's files."""
+
+    step: int
+    situation: dict[str, Any]
+    menu: list[dict[str, Any]]
+    decision: dict[str, Any]
+    last: dict[str, Any] | None
+    """The last action's tool, arguments and outcome in a few words."""
+    stop_reason: str | None

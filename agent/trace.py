@@ -1,0 +1,81 @@
+"""The trace of a run: `events.jsonl`, one fsynced line per event, readable while the run goes on and after a kill.
+
+An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None outside steps), ...data}. Kinds and their data:
+  run_started   config, identity                      run_resumed   after_seq
+  observed      situation                             decided       action{tool,args}, decided_by, reasoning, logprob,
+  tool_started  tool, args, job                                     alternatives[{tool,logprob}], usage
+  tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
+  judged        candidate, champion, accepted, n      run_stopped   reason, sentence
+  final         n, base_zero_shot, base_few_shot, champion (scores with intervals)
+`usage` is {"wall_s", "cpu_s", "tokens"}. A step's events share the span "step-<n>" whose parent is "run".
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from memory.records import append_jsonl, read_jsonl
+
+Event = dict[str, Any]
+
+_SECRET = re.compile(
+    r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|Bearer\s+[A-Za-z0-9._~+/-]{12,})"
+)
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+
+
+class Trace:
+    """Appends events to a run's `events.jsonl`; one writer per run (the run's lock sees to that)."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "events.jsonl"
+        self._secrets = [
+            value for name, value in os.environ.items() if len(value) >= 12 and name.upper().endswith(_SECRET_NAMES)
+        ]
+        self.last_seq = max((event["seq"] for event in read_events(run_dir)), default=0)
+        self.clock: Callable[[], float] = lambda: 0.0
+        """Wall seconds of the run so far; each event records it as spent_s."""
+
+    def emit(self, kind: str, *, step: int | None = None, **data: Any) -> Event:
+        """Write one event, redacted, to disk and return it."""
+        self.last_seq += 1
+        span, parent = ("run", None) if step is None else (f"step-{step}", "run")
+        head = {"seq": self.last_seq, "ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "spent_s": round(self.clock(), 2)}
+        event = head | {"kind": kind, "span": span, "parent": parent, "step": step} | data
+        event = self._redact(event)
+        append_jsonl(self.path, [event])
+        return event
+
+    def _redact(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._redact(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._redact(entry) for entry in value]
+        if isinstance(value, str):
+            for secret in self._secrets:
+                value = value.replace(secret, "[redacted]")
+            return _SECRET.sub("[redacted]", value)
+        return value
+
+
+def read_events(run_dir: Path) -> Iterator[Event]:
+    """Yield the events written so far, oldest first; a line torn by a kill is left out."""
+    yield from read_jsonl(run_dir / "events.jsonl")
+
+
+def follow_events(run_dir: Path, poll_s: float = 0.3) -> Iterator[Event]:
+    """Yield events as they are written, from the first, until the run has stopped (the caller breaks off earlier)."""
+    seen = 0
+    while True:
+        for event in read_events(run_dir):
+            if event["seq"] <= seen:
+                continue
+            seen = event["seq"]
+            yield event
+            if event["kind"] == "run_stopped":
+                return
+        time.sleep(poll_s)

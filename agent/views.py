@@ -1,0 +1,295 @@
+"""What a run folder says to a person: which state it is in, one screen of status, the table of runs.
+
+Reads files only and prints nothing, so that it is quick and works beside a live run and after a kill.
+"""
+
+import difflib
+import fcntl
+import re
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agent.config import FORMAT_VERSION
+from agent.state import StopReason
+from agent.statistics import wilson_interval
+from agent.trace import Event, read_events
+from memory.records import read_json, read_jsonl
+from memory.store import BASE, RunStore
+
+Json = dict[str, Any]
+RESUMABLE = ("killed", "stopped", "failed")
+"""States (see `run_state`) from which `resume` goes on."""
+
+
+def run_folders(runs_dir: Path) -> list[Path]:
+    """Return the runs of a folder, newest first."""
+    if not runs_dir.is_dir():
+        return []
+    runs = [path for path in runs_dir.iterdir() if (path / "run.json").is_file()]
+    # The numbers in the names (date, time, counter) in numeric order: 20260101-120000-10 is newer than ...-9.
+    return sorted(runs, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)], reverse=True)
+
+
+def find_run(runs_dir: Path, name: str | None) -> Path:
+    """Return the folder of a run, given by name or path; None = the newest. Raises ValueError with the nearest name."""
+    runs = run_folders(runs_dir)
+    if name is None:
+        if not runs:
+            raise ValueError(f"{runs_dir} holds no run; begin one with `run_agent.py start`, or give --runs-dir")
+        return runs[0]
+    for path in (runs_dir / name, Path(name)):
+        if path.is_dir():
+            open_run(path)
+            return path.resolve()
+    near = difflib.get_close_matches(name, [path.name for path in runs], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"there is no run {name!r} in {runs_dir}; {hint}`run_agent.py list` shows the runs")
+
+
+def open_run(run_dir: Path) -> Json:
+    """Read run.json. Raises ValueError for a folder that is no run, is damaged or was written by a newer version."""
+    if not (run_dir / "run.json").is_file():
+        raise ValueError(f"{run_dir} is no run (it has no run.json); `run_agent.py list` shows the runs")
+    record: Any = read_json(run_dir / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ValueError(f"{run_dir / 'run.json'} is not what a run begins with; restore it from a copy")
+    if record.get("format", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"run {run_dir.name} was written by a newer version (format {record['format']}, this one reads "
+            f"{FORMAT_VERSION}); update this program"
+        )
+    return record
+
+
+def is_locked(run_dir: Path, name: str = "run.lock") -> bool:
+    """Whether a process works on this run now. The probe holds a shared lock for an instant and writes nothing."""
+    try:
+        lock = (run_dir / name).open("rb")
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def run_state(run_dir: Path) -> str:
+    """Return "running", "finished", "stopped" (by the user), "failed" or "killed" (no process, no ending written)."""
+    locked = is_locked(run_dir)  # first: a run that ends between the two looks has a report
+    report = read_report(run_dir)
+    if report is not None and not _resumable(report):
+        return "finished"
+    if locked:
+        return "running"
+    kinds = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("run_stopped", "run_resumed")]
+    if report is None or kinds[-1:] == ["run_resumed"]:
+        return "killed"
+    return "stopped" if report["stop_reason"] == StopReason.USER_STOPPED.value else "failed"
+
+
+def read_report(run_dir: Path) -> Json | None:
+    """Return report.json, None while there is none."""
+    path = run_dir / "report.json"
+    return read_json(path) if path.exists() else None
+
+
+def _resumable(report: Json) -> bool:
+    return report["stop_reason"] in {reason.value for reason in StopReason if reason.resumable}
+
+
+def score_text(score: Json | None, n: int | None = None) -> str:
+    """Return "17.0 % [13.6, 21.0] n=400"; n where the score does not hold it. An interval that is missing is made."""
+    if score is None:
+        return "not measured"
+    num_items: int = score["n"] if n is None else n
+    low, high = score.get("ci95") or wilson_interval(round(score["score"] * num_items), num_items)
+    return f"{100 * score['score']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] n={num_items}"
+
+
+def final_lines(final: Json) -> list[str]:
+    """Return a line for each arm of the final evaluation: name, score with interval and n."""
+    arms = [name for name in ("base_zero_shot", "base_few_shot", "champion") if name in final]
+    return [f"{name.replace('_', ' '):<15} {score_text(final[name], final['n'])}" for name in arms]
+
+
+def budget_text(config: Json) -> str:
+    """Return the limits of a run in words."""
+    limits = [f"{config[f'budget_{unit}']} {unit}" for unit in ("minutes", "tokens") if config.get(f"budget_{unit}")]
+    return " and ".join(limits) or "10 minutes"
+
+
+def count_text(counts: dict[str, int]) -> str:
+    """Return "rules 3, only_choice 2", most frequent first."""
+    return ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common()) or "none"
+
+
+def verdict_details(run_dir: Path) -> dict[str, Json]:
+    """Return the referee's verdicts by candidate, each with fixed, broken, p-value and level."""
+    return {row["candidate"]: row for row in read_jsonl(run_dir / "referee" / "verdicts.jsonl")}
+
+
+def verdict_text(detail: Json) -> str:
+    """Return a verdict with the numbers behind it."""
+    word = "ACCEPTED" if detail["accepted"] else "rejected"
+    return (
+        f"{word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of n={detail['num_items']} gate items, "
+        f"p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
+    )
+
+
+def run_status(run_dir: Path) -> Json:
+    """Return what `status` shows; None where something does not exist (yet)."""
+    record, state = open_run(run_dir), run_state(run_dir)
+    events, store, report = list(read_events(run_dir)), RunStore(run_dir), read_report(run_dir)
+    champion = store.champion()
+    verdicts = [verdict["accepted"] for verdict in store.verdicts()]
+    observed = [event["situation"] for event in events if event["kind"] == "observed"]
+    return {
+        "run": run_dir.name,
+        "state": state,
+        "created": record.get("created"),
+        "config": record["config"],
+        "step": max((event["step"] for event in events if event["step"] is not None), default=0),
+        "tool": _tool_under_way(events) if state in ("running", "killed") else None,
+        "job": job_under_way(run_dir) if state in ("running", "killed") else None,
+        "champion": champion,
+        "search": _score(store, champion),
+        "base_search": _score(store, BASE),
+        "few_shot_search": next((_plain(row) for row in store.all("evals") if _is_few_shot(row)), None),
+        "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
+        "decided_by": dict(Counter(event["decided_by"] for event in events if event["kind"] == "decided")),
+        "budget_left_percent": observed[-1]["budget_left_percent"] if observed else None,
+        "spent_s": _spent_s(events, state),
+        "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
+        "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
+        "error": report["error"] if report and state == "failed" else None,
+        "final": report["final"] if report and state == "finished" else None,
+    }
+
+
+def _score(store: RunStore, model: str) -> Json | None:
+    record = store.score(model)
+    return None if record is None else _plain(record)
+
+
+def _plain(record: Json) -> Json:
+    return {key: record[key] for key in ("score", "ci95", "n")}
+
+
+def _is_few_shot(record: Json) -> bool:
+    return bool(record["model"] == BASE and record["split"] == "search" and record["shots"] > 0)
+
+
+def _spent_s(events: list[Event], state: str) -> float:
+    """Return the wall seconds of the run; for a live one up to now."""
+    if not events:
+        return 0.0
+    last = events[-1]
+    since = (datetime.now(UTC) - datetime.fromisoformat(last["ts"])).total_seconds() if state == "running" else 0.0
+    return round(max((event["spent_s"] for event in events), default=0.0) + max(0.0, since), 1)
+
+
+def _tool_under_way(events: list[Event]) -> str | None:
+    tools = [event for event in events if event["kind"] in ("tool_started", "tool_finished", "tool_failed")]
+    return tools[-1]["tool"] if tools and tools[-1]["kind"] == "tool_started" else None
+
+
+def job_under_way(run_dir: Path) -> Json | None:
+    """Return {"function", "done", "total", "metrics"} of the newest job that was begun and has no result, or None."""
+    paths = [path for path in (run_dir / "jobs").glob("*/status.json") if not (path.parent / "result.json").exists()]
+    running = [path.parent for path in paths if read_json(path)["state"] == "running"]
+    if not running:
+        return None
+    folder = max(running, key=lambda path: max(file.stat().st_mtime for file in path.glob("[ps]*.json")))
+    function = read_json(folder / "spec.json")["function"].rpartition(":")[2]
+    begun = {"done": 0, "total": 0, "metrics": {}}
+    path = folder / "progress.json"
+    return {"function": function} | (read_json(path) if path.exists() else begun)
+
+
+def status_text(status: Json) -> str:
+    """Return the one screen of `status`."""
+    config = status["config"]
+    left = status["budget_left_percent"]
+    when = "" if left is None else f"; {left} % left when step {status['step']} began"
+    lines = {
+        "run": f"{status['run']}, begun {status['created']}",
+        "state": _state_text(status),
+        "task": config["task"],
+        "model": f"{config['model']}, planner {config['planner']}, seed {config['seed']}",
+        "budget": f"{budget_text(config)}: {status['spent_s']:.0f} s spent{when}",
+        "step": f"{status['step']} of at most {config['max_steps']}{_work_text(status)}",
+        "champion": f"{status['champion']}: search {score_text(status['search'])}",
+        "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
+        "verdicts": f"{status['verdicts']['accepted']} accepted, {status['verdicts']['rejected']} rejected",
+        "decided by": count_text(status["decided_by"]),
+        "final": "\n           ".join(final_lines(status["final"])) if status["final"] else "not opened",
+        "next": _next_text(status),
+    }
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _state_text(status: Json) -> str:
+    if status["state"] == "killed":
+        return "killed: no process works on it and no ending was written"
+    text = f"{status['state']}: {status['stop_sentence']}" if status["stop_sentence"] else status["state"]
+    return f"{text} ({status['error']})" if status["error"] else text
+
+
+def _work_text(status: Json) -> str:
+    job = status["job"]
+    if status["tool"] is None and job is None:
+        return ""
+    parts = [status["tool"] or "between steps"]
+    if job is not None:
+        metrics = "".join(f", {name} {value:.3f}" for name, value in job["metrics"].items())
+        parts.append(f"{job['function']} {job['done']}/{job['total']}{metrics}" if job["total"] else job["function"])
+    return f"; {'at' if status['state'] == 'running' else 'killed at'} {': '.join(parts)}"
+
+
+def _next_text(status: Json) -> str:
+    run = status["run"]
+    if status["state"] == "running":
+        return f"run_agent.py trace tail {run}"
+    if status["state"] in RESUMABLE:
+        return f"run_agent.py resume {run}"
+    return f"run_agent.py trace show {run}" if status["champion"] == BASE else f"run_agent.py export {run} DIR"
+
+
+def list_runs(runs_dir: Path) -> list[Json]:
+    """Return the status of each run, newest first; a run that cannot be read has state "damaged" and an error."""
+    rows = []
+    for path in run_folders(runs_dir):
+        try:
+            rows.append(run_status(path))
+        except (ValueError, KeyError, TypeError) as error:  # one damaged folder does not hide the others
+            rows.append({"run": path.name, "state": "damaged", "error": f"{type(error).__name__}: {error}"})
+    return rows
+
+
+def list_text(rows: list[Json]) -> str:
+    """Return the table of `list`."""
+    if not rows:
+        return "no runs yet; begin one with `run_agent.py start`"
+    table = [["run", "state", "model", "planner", "steps", "+/-", "champion on search", "final", "task"]]
+    table += [_list_row(row) for row in rows]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+
+def _list_row(row: Json) -> list[str]:
+    if row["state"] == "damaged":
+        return [row["run"], "damaged", "", "", "", "", "", "", row["error"]]
+    config, verdicts = row["config"], row["verdicts"]
+    final = score_text(row["final"]["champion"], row["final"]["n"]) if row["final"] else "not opened"
+    task = config["task"] if len(config["task"]) <= 60 else config["task"][:57] + "..."
+    counts = f"{verdicts['accepted']}/{verdicts['rejected']}"
+    steps = str(sum(row["decided_by"].values()))
+    return [
+        row["run"], row["state"], Path(config["model"]).name, config["planner"], steps, counts,
+        score_text(row["search"]), final, task,
+    ]  # fmt: skip

@@ -1,0 +1,49 @@
+"""What the benchmarks share: the machine in words, runs through the command line, the last JSON line, medians."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Json = dict[str, Any]
+
+
+def machine() -> str:
+    """Return processor, cores and memory in one line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    units = "with" if "amx_bf16" in flags else "without"
+    return f"{name}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {units} bf16 matrix units"
+
+
+def start_run(**options: Any) -> Json:
+    """Run `run_agent.py start --json` with these options and return its report; the run's lines go to the terminal."""
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, str(ROOT / "run_agent.py"), "start", "--json", *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"the run ended with exit code {done.returncode}: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def percent(arm: Json) -> str:
+    """Return "48.0 % [43.1, 52.9]" of a score with its interval."""
+    return f"{100 * arm['score']:.1f} % [{100 * arm['ci95'][0]:.1f}, {100 * arm['ci95'][1]:.1f}]"
+
+
+def finish(figures: Json, as_json: bool) -> None:
+    """Print the figures as the last line when asked, and exit 1 when the bench's own target was missed."""
+    if as_json:
+        print(json.dumps(figures))
+    raise SystemExit(0 if figures["ok"] else 1)
+
+
+__all__ = ["ROOT", "finish", "machine", "median", "percent", "start_run"]

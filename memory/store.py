@@ -1,0 +1,100 @@
+"""The artifacts of a run, read from files: datasets, models, evaluations. The files are the truth; nothing is cached.
+
+    <run>/data/<id>/{train,rejected,samples}.jsonl + manifest.json      <run>/models/<id>/{weights..., model.json}
+    <run>/evals/<id>/{record.json, items.jsonl}
+
+An artifact exists once its manifest does: files first, manifest last, both atomically.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from memory.records import read_json, read_jsonl, write_json, write_jsonl
+
+Record = dict[str, Any]
+BASE = "base"
+"""Id of the model that the run started from."""
+
+_MANIFEST = {"data": "manifest.json", "models": "model.json", "evals": "record.json", "lessons": "lesson.json"}
+
+
+class RunStore:
+    """Reads and writes the artifacts in a run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def folder(self, kind: str, artifact_id: str) -> Path:
+        """Return the folder of an artifact; kind is "data", "models", "evals" or "lessons"."""
+        return self.run_dir / kind / artifact_id
+
+    def put(self, kind: str, artifact_id: str, manifest: Record, files: dict[str, list[Any]] | None = None) -> Record:
+        """Write an artifact's JSONL files, then its manifest with the order in which it was made. Idempotent."""
+        path = self.folder(kind, artifact_id) / _MANIFEST[kind]
+        if path.exists():
+            return read_json(path)  # type: ignore[no-any-return]
+        for name, rows in (files or {}).items():
+            write_jsonl(path.parent / name, rows)
+        manifest = {"id": artifact_id, "order": len(self.all(kind))} | manifest
+        write_json(path, manifest)
+        return manifest
+
+    def get(self, kind: str, artifact_id: str) -> Record | None:
+        """Return an artifact's manifest, or None when it does not exist."""
+        path = self.folder(kind, artifact_id) / _MANIFEST[kind]
+        return read_json(path) if path.exists() else None
+
+    def all(self, kind: str) -> list[Record]:
+        """Return all manifests of a kind, oldest first."""
+        root = self.run_dir / kind
+        if not root.exists():
+            return []
+        paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
+        return sorted((read_json(path) for path in paths if path.exists()), key=lambda record: record["order"])
+
+    def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
+        """Return the rows of one of an artifact's JSONL files."""
+        return list(read_jsonl(self.folder(kind, artifact_id) / name))
+
+    def verdicts(self) -> list[Record]:
+        """Return the referee's verdicts on candidates, oldest first."""
+        return [record for record in self.all("evals") if record["split"] == "gate"]
+
+    def champion(self) -> str:
+        """Return the id of the model that is kept now: the last accepted candidate, or "base"."""
+        accepted = [verdict["model"] for verdict in self.verdicts() if verdict["accepted"]]
+        return accepted[-1] if accepted else BASE
+
+    def candidate(self) -> Record | None:
+        """Return the newest trained model without a verdict, or None."""
+        judged = {verdict["model"] for verdict in self.verdicts()}
+        waiting = [model for model in self.all("models") if model["id"] not in judged]
+        return waiting[-1] if waiting else None
+
+    def quarantined(self) -> set[str]:
+        """Return the ids of datasets that only rejected candidates were trained on."""
+        accepted = {verdict["model"] for verdict in self.verdicts() if verdict["accepted"]}
+        rejected = {verdict["model"] for verdict in self.verdicts()} - accepted
+        models = self.all("models")
+        kept = {model["dataset"] for model in models if model["id"] in accepted}
+        return {model["dataset"] for model in models if model["id"] in rejected} - kept
+
+    def untrained_datasets(self) -> list[Record]:
+        """Return the frozen datasets on which no model was trained yet, newest first."""
+        used = {model["dataset"] for model in self.all("models")}
+        frozen = [dataset for dataset in self.all("data") if dataset["kind"] == "train" and dataset["id"] not in used]
+        return frozen[::-1]
+
+    def score(self, model_id: str, split: str = "search", shots: int = 0) -> Record | None:
+        """Return the evaluation of a model on a split, or None when it was not evaluated."""
+        records = [
+            record
+            for record in self.all("evals")
+            if (record["model"], record["split"], record["shots"]) == (model_id, split, shots)
+        ]
+        return records[-1] if records else None
+
+    def model_dir(self, model_id: str) -> Path | None:
+        """Return the folder of a model's weights; None for the base model."""
+        return None if model_id == BASE else self.folder("models", model_id)

@@ -1,0 +1,172 @@
+"""Sample answers from the champion on fresh training items; the scorer says which are right.
+
+Rejection sampling as in RFT (arXiv 2308.01825) and ReST-EM (arXiv 2312.06585); right and wrong samples are all kept
+with their provenance in data/<id>/samples.jsonl.
+"""
+
+import zlib
+from typing import Any, Literal
+
+from memory.records import append_jsonl, content_id, read_json, read_jsonl
+from memory.store import RunStore
+from tools.contract import Grid, Json, ToolContext, ToolRun, tool
+from tools.evaluate.costs import answer_tokens, verdict_tokens
+from tools.jobs.job import Job
+
+CHUNK_ITEMS = 128
+"""Items sampled between two writes to disk: what a kill can cost."""
+
+
+def legal_prompting(context: ToolContext) -> Grid | None:
+    """Generate whenever no data waits to be used; few-shot only while zero-shot answers hardly ever succeed."""
+    if context.store.untrained_datasets() or context.store.candidate():
+        return None
+    zero_shot = context.store.score(context.store.champion())
+    solved = zero_shot is not None and zero_shot["score"] >= 0.1
+    return {"prompting": ["zero_shot"] if solved else ["few_shot"]}
+
+
+def generation_tokens(
+    context: ToolContext, num_items: int, samples_per_item: int, prompting: str, temperature: float
+) -> int:
+    """Tokens of the sampling, and of the least training and verdict that make it useful."""
+    del prompting, temperature
+    prompt, answer = answer_tokens(context.store)
+    return int(num_items * (prompt + samples_per_item * answer) + 128 * 3 * (prompt + answer) + verdict_tokens(context))
+
+
+@tool(stage="acquire", when=legal_prompting, estimate_tokens=generation_tokens)
+def generate_data(
+    run: ToolRun,
+    num_items: Literal[256, 512, 1024, 2048] = 512,
+    samples_per_item: Literal[4, 8, 16] = 8,
+    temperature: Literal[0.7, 1.0] = 1.0,
+    prompting: Literal["zero_shot", "few_shot"] = "zero_shot",
+) -> Json:
+    """Let the champion answer new training items many times and keep what the scorer says is right.
+
+    Use it when there are few unused right answers. More samples per item find answers to harder items. Returns the
+    number of items, of items with at least one right answer, and the pass rate.
+    """
+    store = run.context.store
+    earlier = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
+    args = {
+        "model": store.champion(),
+        "start": max((dataset["next_index"] for dataset in earlier), default=0),
+        "num_items": num_items,
+        "samples_per_item": samples_per_item,
+        "temperature": temperature,
+        "shots": prompting == "few_shot",
+        "seed": run.context.seed,
+    }
+    summary, _ = run.context.jobs.run("tools.acquire.generate_data:sample_items", args)
+    return dict(summary)
+
+
+def sample_items(job: Job, **args: Any) -> Json:
+    """Sample and verify in the worker, chunk by chunk; goes on after the last finished chunk. Writes the dataset."""
+    store = RunStore(job.run_dir)
+    dataset_id = content_id(args | {"kind": "samples"})
+    partial = job.folder / "samples.jsonl"
+    done_chunks = {row["chunk"] for row in read_jsonl(partial) if row.get("end_of_chunk")}
+    items, next_index, num_dropped = _fresh_items(job, args)
+    chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
+    job.resident.engine.use_model(store.model_dir(args["model"]))
+    for number, chunk in enumerate(chunks):
+        if number not in done_chunks:
+            rows = _sample_chunk(job, args, chunk, number, dataset_id)
+            append_jsonl(partial, [*rows, {"end_of_chunk": True, "chunk": number}])
+        job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
+    rows = _whole_chunks(list(read_jsonl(partial)))
+    right = [row for row in rows if row["right"]]
+    manifest = args | {
+        "kind": "samples",
+        "next_index": next_index,
+        "num_dropped_overlap": num_dropped,
+        "num_samples": len(rows),
+        "num_right": len(right),
+        "num_items_right": len({row["item_id"] for row in right}),
+        "num_distinct_right": len({row["example_id"] for row in right}),
+        "pass_rate": len(right) / max(1, len(rows)),
+    }
+    store.put("data", dataset_id, manifest, {"samples.jsonl": rows})
+    shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
+    return {"dataset": dataset_id, "pass_rate": round(manifest["pass_rate"], 4)} | {key: manifest[key] for key in shown}
+
+
+def _fresh_items(job: Job, args: Json) -> tuple[list[Any], int, int]:
+    """Return num_items items that are in no evaluation split, the next stream index, and how many were dropped."""
+    evaluation_ids = set(read_json(job.run_dir / "referee" / "evaluation_ids.json"))
+    seen = set(_seen_items(job.run_dir))
+    items: list[Any] = []
+    index, num_dropped = args["start"], 0
+    limit = args["start"] + 20 * args["num_items"]
+    while len(items) < args["num_items"] and index < limit:
+        for item in job.resident.task.stream(index, args["num_items"], args["seed"]):
+            index += 1
+            if item.id in evaluation_ids:
+                num_dropped += 1
+            elif item.id not in seen:
+                items.append(item)
+                seen.add(item.id)
+            if len(items) == args["num_items"]:
+                break
+    return items, index, num_dropped
+
+
+def _seen_items(run_dir: Any) -> list[str]:
+    store = RunStore(run_dir)
+    earlier = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    return [row["item_id"] for dataset in earlier for row in store.rows("data", dataset, "samples.jsonl")]
+
+
+def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_id: str) -> list[Json]:
+    from tools.engines.base import Sampling, build_messages
+
+    task, resident = job.resident.task, job.resident
+    shots = [(item.question, item.answer) for item in task.seed_examples()] if args["shots"] else []
+    seed = zlib.crc32(f"{dataset_id}/{number}".encode())
+    sampling = Sampling(task.max_new_tokens, args["samples_per_item"], args["temperature"], seed)
+    system_prompt = resident.settings["system_prompt"]
+    prompts = [build_messages(item.question, shots, system_prompt) for item in chunk]
+    answers = resident.engine.generate(prompts, sampling)
+    pairs = [(item, completion.text) for item, samples in zip(chunk, answers, strict=True) for completion in samples]
+    verdicts = iter(resident.scorer.score(pairs))
+    rows = []
+    for item, samples in zip(chunk, answers, strict=True):
+        judged = [(completion, next(verdicts)) for completion in samples]
+        pass_rate = sum(verdict.right for _, verdict in judged) / len(judged)
+        for index, (completion, verdict) in enumerate(judged):
+            text = completion.text.strip()
+            rows.append(
+                {
+                    "example_id": content_id({"prompt": item.question, "completion": text}),
+                    "item_id": item.id,
+                    "prompt": item.question,
+                    "completion": text,
+                    "right": verdict.right and completion.finish == "stop",
+                    "verdict": verdict.kind,
+                    "score": verdict.score,
+                    "finish": completion.finish,
+                    "logprob": round(completion.logprob, 4),
+                    "pass_rate": pass_rate,
+                    "difficulty": item.difficulty,
+                    "model": args["model"],
+                    "generation": dataset_id,
+                    "chunk": number,
+                    "sample": index,
+                }
+            )
+    return rows
+
+
+def _whole_chunks(rows: list[Json]) -> list[Json]:
+    """Return the rows of finished chunks, once each."""
+    samples: dict[int, dict[tuple[str, int], Json]] = {}
+    finished: list[Json] = []
+    for row in rows:
+        if row.get("end_of_chunk"):
+            finished += samples.pop(row["chunk"], {}).values()
+        else:
+            samples.setdefault(row["chunk"], {})[row["item_id"], row["sample"]] = row
+    return finished

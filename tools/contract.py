@@ -1,0 +1,159 @@
+"""The tool contract. A tool is one typed, documented function in one file:
+
+    @tool(stage="select", when=has_data, estimate_tokens=...)
+    def count_sources(run: ToolRun, dataset_id: Literal["any"] = "any") -> dict[str, int]:
+        \"\"\"Tell how many training examples came from each source. Use it when the mix may be unbalanced. ...\"\"\"
+
+- The docstring is the prompt: what it does, when to use it, what comes back. The planner reads its first paragraph.
+- `run` is injected and absent from the menu. Every other argument is a `Literal` grid or a `bool`; `when` may narrow
+  an argument to the values that are legal now, for example the ids of datasets.
+- Results are small plain JSON values; bulk goes to files, named in the result.
+- Raise ToolError when the planner can mend it, and say how. Anything else ends the run (resumably).
+- Heavy work is a job: `run.context.jobs.run("module:function", args)` runs it in the worker, once.
+- Heavy imports (torch, trl, chromadb) stand inside functions, so that listing the tools stays quick.
+- The same call on the same artifacts gives the same result: it is keyed, and a finished call is not repeated.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+
+from memory.store import RunStore
+
+Stage = Literal["acquire", "select", "optimize", "refine", "evaluate"]
+Json = dict[str, Any]
+Grid = dict[str, list[Any]]
+"""Argument name -> values to choose from."""
+
+
+class ToolError(Exception):
+    """The planner's mistake: the text says what to do instead. The run goes on."""
+
+
+class Jobs(Protocol):
+    """Runs heavy functions in the worker (`tools.jobs.client.WorkerClient`)."""
+
+    def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Any]:
+        """Return the job's value and its usage; a finished job is not run again."""
+
+
+class Judge(Protocol):
+    """What tools may ask of the referee. Gate and final items and their scores never come back."""
+
+    def measure(self, model_id: str, split: Literal["search"], shots: int = 0) -> Json:
+        """Return the record of a model on the search split."""
+
+    def judge(self, candidate: str) -> Json:
+        """Return {"accepted", "n"}: whether the candidate becomes the champion."""
+
+    def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
+        """Split training rows into those kept and those that equal an evaluation item."""
+
+
+@dataclass(frozen=True)
+class ToolContext:
+    """What a tool may use: the run's artifacts, the worker, the referee's door, the run's settings."""
+
+    store: RunStore
+    jobs: Jobs
+    referee: Judge
+    seed: int
+    task: str
+    """Spec of the task, for `tools.tasks.load_task`."""
+
+
+class ToolRun(Protocol):
+    """The injected first argument of a tool; any object with a context will do in a test."""
+
+    @property
+    def context(self) -> ToolContext:
+        """The run this call belongs to."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The plain ToolRun."""
+
+    context: ToolContext
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A registered tool."""
+
+    name: str
+    function: Callable[..., Json]
+    stage: Stage
+    description: str
+    """The whole docstring."""
+    grid: Grid
+    defaults: Json
+    when: Callable[[ToolContext], Grid | None]
+    """Returns None when the tool is not legal now, else the arguments whose values are narrowed ({} = the whole grid)."""
+    estimate_tokens: Callable[..., int]
+    """(context, **args) -> tokens this call will process, with what must follow it to be of use."""
+
+    @property
+    def summary(self) -> str:
+        """First paragraph of the docstring, on one line."""
+        return " ".join(self.description.split("\n\n")[0].split())
+
+    def legal(self, context: ToolContext) -> Grid | None:
+        """Return the argument values that are legal now, or None."""
+        narrowed = self.when(context)
+        return None if narrowed is None else self.grid | narrowed
+
+    def __call__(self, context: ToolContext, **args: Any) -> Json:
+        """Run the tool."""
+        return self.function(Call(context), **args)
+
+
+REGISTRY: dict[str, Tool] = {}
+
+
+def tool(
+    *,
+    stage: Stage,
+    when: Callable[[ToolContext], Grid | None] = lambda context: {},
+    estimate_tokens: Callable[..., int] = lambda context, **args: 0,
+) -> Callable[[Callable[..., Json]], Tool]:
+    """Register a function as a tool. Raises ValueError when its docstring, grids or name break the contract."""
+
+    def register(function: Callable[..., Json]) -> Tool:
+        name = function.__name__
+        description = inspect.getdoc(function)
+        if not description:
+            raise ValueError(f"tool {name!r} has no docstring; it is what the planner reads")
+        known = REGISTRY.get(name)
+        if known is not None and known.function.__module__ != function.__module__:
+            raise ValueError(f"two tools are called {name!r} ({known.function.__module__}, {function.__module__})")
+        grid, defaults = _grid(function)
+        made = Tool(name, function, stage, description, grid, defaults, when, estimate_tokens)
+        REGISTRY[name] = made
+        return made
+
+    return register
+
+
+def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:
+    hints = get_type_hints(function)
+    grid: Grid = {}
+    defaults: Json = {}
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        hint = hints.get(parameter.name)
+        if hint is bool:
+            grid[parameter.name] = [True, False]
+        elif get_origin(hint) is Literal:
+            grid[parameter.name] = list(get_args(hint))
+        elif hint is str:
+            grid[parameter.name] = []  # `when` fills in the legal ids
+        else:
+            raise ValueError(
+                f"argument {parameter.name!r} of tool {function.__name__!r} must be a Literal, a bool, "
+                f"or a str whose values `when` gives; it is {hint}"
+            )
+        if parameter.default is not inspect.Parameter.empty:
+            defaults[parameter.name] = parameter.default
+    return grid, defaults
+

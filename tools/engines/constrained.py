@@ -1,0 +1,158 @@
+"""How a small local model decides: free reasoning first, then one legal action, never anything else.
+
+A small model prefers some words whatever it is told. So every log-probability is taken twice, under the situation and
+under the same prompt with all values blanked, and their difference decides (contextual calibration, arXiv 2102.09690).
+The action is the one whose name gains most; its arguments are decoded under a llguidance grammar of the legal values.
+"""
+
+import json
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools.contract import Json
+from tools.engines.base import Message, Sampling
+from tools.engines.rollout import KeyValueTree, extend, grow_prefix, grow_trunks
+from tools.engines.transformers_engine import TransformersEngine, shared_prefix_length
+from tools.jobs.job import Job
+
+REASONING_TOKENS = 32
+DECISION_TOKENS = 160
+MAIN = 0
+"""Branch in which the chosen decision grows; alternatives are scored in branches 1, 2, ..."""
+
+
+def deliberate(
+    job: Job,
+    model_dir: str | None,
+    reason: list[Message],
+    decide: str,
+    blank: str,
+    system: str,
+    schemas: dict[str, Json],
+) -> Json:
+    """Return {"reasoning", "decision", "logprob", "alternatives", "tokens"}; a job in the worker.
+
+    decide and blank: the decision prompt with the situation, and with its values blanked; both hold the marker
+    {reasoning}. schemas: tool name -> JSON schema of its action.
+    """
+    engine: TransformersEngine = job.resident.local_engine
+    engine.use_model(None if model_dir is None else job.run_dir / model_dir)
+    before = engine.tokens_processed
+    reasoning = " ".join(engine.generate([reason], Sampling(REASONING_TOKENS))[0][0].text.split())
+    prompts = [decide.replace("{reasoning}", reasoning), blank.replace("{reasoning}", "?")]
+    chats: list[list[Message]] = [
+        [{"role": "system", "content": system}, {"role": "user", "content": prompt}] for prompt in prompts
+    ]
+    decoder = CalibratedDecoder(engine, [engine.encode(chat) for chat in chats], len(schemas))
+    logprobs = decoder.score_names(list(schemas))
+    chosen = max(logprobs, key=lambda name: logprobs[name])
+    decision = decoder.decode(schemas[chosen])
+    return {
+        "reasoning": reasoning,
+        "decision": decision,
+        "logprob": round(logprobs[chosen], 4),
+        "alternatives": [
+            {"tool": name, "logprob": round(value, 4)} for name, value in logprobs.items() if name != chosen
+        ],
+        "tokens": engine.tokens_processed - before,
+    }
+
+
+class CalibratedDecoder:
+    """Decodes one answer to two prompts at once: the real one and the blanked one (rows 0 and 1 of a tree)."""
+
+    @torch.inference_mode()
+    def __init__(self, engine: TransformersEngine, prompts: list[list[int]], num_names: int) -> None:
+        """Prefill both prompts; what they share is computed once."""
+        self.engine = engine
+        num_shared = shared_prefix_length(prompts)
+        prefix = grow_prefix(engine.model, prompts[0][:num_shared])
+        room = DECISION_TOKENS + 16 * (num_names + 1)
+        tree, logits_BV, position_B = grow_trunks(engine.model, prefix, [ids[num_shared:] for ids in prompts], room)
+        self.tree: KeyValueTree = tree
+        self.position_B = position_B
+        self.logits_BV = logits_BV
+        engine.tokens_processed += num_shared + sum(len(ids) - num_shared for ids in prompts)
+
+    @torch.inference_mode()
+    def score_names(self, names: list[str]) -> dict[str, float]:
+        """Return the calibrated log-probability of each tool name as the answer's start, normalised over the names."""
+        sequences = [self._encode('{"tool":"' + name + '"') for name in names]
+        flat = [token for ids in sequences for token in ids]
+        owner = [number for number, ids in enumerate(sequences, 1) for _ in ids]
+        offset = [place for ids in sequences for place in range(len(ids))]
+        if len(flat) + DECISION_TOKENS > self.tree.capacity - self.tree.length:
+            raise ValueError(f"the menu's {len(names)} tool names are too long to be scored together; shorten them")
+        logits_BQV = self._extend(flat, owner, offset).float()
+        scores: dict[str, float] = {}
+        start = 0
+        for name, ids in zip(names, sequences, strict=True):
+            # The first token is predicted by the prompt, each later one by the token before it.
+            predicting = torch.cat([self.logits_BV[:, None].float(), logits_BQV[:, start : start + len(ids) - 1]], 1)
+            logprob_BQ = predicting.log_softmax(-1).gather(
+                -1, torch.tensor(ids, device=predicting.device).expand(2, -1)[..., None]
+            )
+            real, blanked = logprob_BQ.sum((1, 2)).tolist()
+            scores[name] = real - blanked
+            start += len(ids)
+        total = torch.tensor(list(scores.values())).logsumexp(0).item()
+        return {name: value - total for name, value in scores.items()}
+
+    @torch.inference_mode()
+    def decode(self, schema: Json) -> Json:
+        """Return the JSON value that the grammar of the schema and the calibrated model spell out together."""
+        tokenizer = _guide(self.engine)
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+        matcher = llguidance.LLMatcher(tokenizer, grammar)
+        if matcher.get_error():
+            raise ValueError(f"the menu's schema is refused by the grammar engine: {matcher.get_error()}")
+        tokens: list[int] = []
+        logits_BV = self.logits_BV
+        while len(tokens) < DECISION_TOKENS:
+            new = matcher.compute_ff_tokens() or [self._best(matcher, logits_BV)]
+            new = [token for token in new if token not in self.engine.stop_ids]
+            if not new or not matcher.consume_tokens(new):
+                break
+            tokens += new
+            if matcher.is_stopped():
+                break
+            logits_BV = self._extend(new, [MAIN] * len(new), list(range(len(tokens) - len(new), len(tokens))))[:, -1]
+        text = str(self.engine.tokenizer.decode(tokens, skip_special_tokens=True))
+        return json.loads(text)  # type: ignore[no-any-return]
+
+    def _best(self, matcher: Any, logits_BV: Tensor) -> int:
+        """Return the allowed token whose log-probability gains most from the situation."""
+        bitmask = llguidance.numpy.allocate_token_bitmask(1, logits_BV.shape[-1])
+        llguidance.numpy.fill_next_token_bitmask(matcher, bitmask, 0)
+        allowed = np.unpackbits(bitmask[0].view(np.uint8), bitorder="little")[: logits_BV.shape[-1]].astype(bool)
+        real, blanked = logits_BV.float().log_softmax(-1).cpu()
+        gain = torch.where(torch.from_numpy(allowed), real - blanked, -torch.inf)
+        return int(gain.argmax())
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _extend(self, tokens: list[int], owner: list[int], offset: list[int]) -> Tensor:
+        device = self.engine.device
+        self.engine.tokens_processed += 2 * len(tokens)
+        rows = [torch.tensor(values, device=device).expand(2, -1) for values in (tokens, owner, offset)]
+        return extend(self.engine.model, self.tree, rows[0], rows[1], rows[2] + self.position_B[:, None])
+
+
+_GUIDES: dict[int, Any] = {}
+
+
+def _guide(engine: TransformersEngine) -> Any:
+    """Return llguidance's view of the tokenizer; building it takes a second, so it is kept."""
+    if id(engine) not in _GUIDES:
+        width = engine.base.config.vocab_size
+        _GUIDES[id(engine)] = llguidance.hf.from_tokenizer(
+            engine.tokenizer, n_vocab=width, eos_token=engine.stop_ids.tolist()
+        )
+    return _GUIDES[id(engine)]

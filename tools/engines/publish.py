@@ -1,0 +1,185 @@
+"""What the command line asks of a worker outside a run: answer a prompt, export weights, fill the vector memory again.
+
+These are jobs (see `tools.jobs.job`), started by agent/commands.py while it holds the run's lock.
+`model_card` makes the README.md of an exported model.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from memory.store import BASE, RunStore
+from tools.contract import Json, ToolError
+from tools.jobs.job import Job
+
+
+def answer_prompt(job: Job, prompt: str, model_ids: list[str], max_new_tokens: int) -> Json:
+    """Answer one prompt greedily with each model, as the run's evaluations ask: same engine, dtype, system prompt."""
+    from tools.engines.base import Sampling, build_messages
+
+    store, engine = RunStore(job.run_dir), job.resident.engine
+    messages = build_messages(prompt, [], job.resident.settings["system_prompt"])
+    answers = []
+    for number, model_id in enumerate(model_ids, 1):
+        engine.use_model(store.model_dir(model_id))
+        try:
+            [[completion]] = engine.generate([messages], Sampling(max_new_tokens))
+        except ValueError as error:  # longer than the model's context
+            raise ToolError(str(error)) from error
+        text, num_tokens, finish = completion.text.strip(), completion.num_tokens, completion.finish
+        answers.append({"model": model_id, "text": text, "num_tokens": num_tokens, "finish": finish})
+        job.progress(number, len(model_ids))
+    return {"answers": answers, "identity": engine.identity()}
+
+
+def export_model(job: Job, model_id: str, target: str, adapter_only: bool, dtype: str) -> Json:
+    """Write a model's weights into the folder `target`: merged weights and tokenizer, or the PEFT adapter alone.
+
+    The merge is summed in fp32 and saved in dtype ("bfloat16" or "float32").
+    Raises ToolError when adapter_only asks for the adapter of a model that was trained in full.
+    """
+    source, base_dir = RunStore(job.run_dir).folder("models", model_id), Path(job.resident.settings["model_dir"])
+    is_adapter = (source / "adapter_config.json").exists()
+    if adapter_only and not is_adapter:
+        raise ToolError(f"model {model_id} was trained in full and has no adapter; leave --adapter out")
+    folder = Path(target)
+    folder.mkdir(parents=True)
+    if adapter_only:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(source / name, folder / name)
+    else:
+        _save_merged(base_dir if is_adapter else source, source if is_adapter else None, base_dir, folder, dtype)
+    return {"model": model_id, "files": sorted(path.name for path in folder.iterdir())}
+
+
+def _save_merged(weights: Path, adapter: Path | None, tokenizer: Path, folder: Path, dtype: str) -> None:
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    transformers.utils.logging.disable_progress_bar()
+    # The attention of the engine (a key-value tree) stays out of the exported configuration.
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32, use_safetensors=True)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model.to({"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def refill_memory(job: Job) -> Json:
+    """Delete the vector memory and put the examples of all frozen datasets into a new one, as curate_data did."""
+    shutil.rmtree(job.run_dir / "memory", ignore_errors=True)
+    store = RunStore(job.run_dir)
+    frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "train"]
+    rows = {row["id"]: row for name in frozen for row in store.rows("data", name, "train.jsonl")}
+    if rows:
+        memory = job.resident.memory
+        texts = [row["prompt"] for row in rows.values()]
+        metadata = [{"item_id": row["item_id"], "difficulty": row["difficulty"]} for row in rows.values()]
+        memory.upsert("examples", list(rows), memory.embed(texts), texts, metadata)
+    return {"num_examples": len(rows), "num_datasets": len(frozen)}
+
+
+def lineage(store: RunStore, model_id: str) -> list[Json]:
+    """Return the manifests of the models from the first after the base to this one; [] for the base."""
+    chain: list[Json] = []
+    while model_id != BASE:
+        model = store.get("models", model_id)
+        if model is None or model in chain:
+            raise ValueError(f"the lineage of the model is broken at {model_id!r}: run `run_agent.py doctor`")
+        chain.insert(0, model)
+        model_id = model["parent"]
+    return chain
+
+
+def model_card(record: Json, store: RunStore, model_id: str, final: Json | None, adapter_only: bool, dtype: str) -> str:
+    """Return README.md: front matter, scores with n and interval, lineage, how to load it.
+
+    record is run.json; final the final evaluation (None while it is not opened); dtype that of the saved weights.
+    """
+    config = record["config"]
+    identity = (store.score(model_id) or {}).get("identity", {})
+    evaluated = ", ".join(f"{name} {value}" for name, value in ({"dtype": "of the endpoint"} | identity).items())
+    front = {
+        "base_model": config["model"],
+        "library_name": "peft" if adapter_only else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["autodidact", "self-improvement", "adapter" if adapter_only else "merged"],
+    }
+    how = "the PEFT adapter alone" if adapter_only else f"merged in float32, saved as {dtype} safetensors"
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in front.items()),  # JSON is YAML
+        "---",
+        f"# {Path(config['model']).name}, improved by Autodidact",
+        "",
+        f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}), trained on its own verified answers",
+        f"to `{config['task']}`. These files: {how}.",
+        "",
+        f"It was evaluated with {evaluated}; at another dtype, or after merging, single answers can differ.",
+        "",
+        "## Scores",
+        "",
+        *_score_table(store, model_id, final),
+        "",
+        "## Lineage",
+        "",
+        f"Base: `{config['model']}` (fingerprint `{record['identity']['model']}`).",
+        "",
+        *_lineage_table(store, model_id),
+        "",
+        "## Use",
+        "",
+        *_loading(config["model"], adapter_only),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _score_table(store: RunStore, model_id: str, final: Json | None) -> list[str]:
+    rows = ["| split | model | score | 95 % interval | n |", "|---|---|---|---|---|"]
+    for name in ("base_zero_shot", "base_few_shot", "champion") if final else ():
+        assert final is not None, "the loop above is empty without it"
+        rows.append(_score_row("final", name.replace("_", " "), final[name] | {"n": final["n"]}))
+    for model, name in ((BASE, "base zero shot"), (model_id, "champion")):
+        if (score := store.score(model)) is not None:
+            rows.append(_score_row("search", name, score))
+    opened = "was opened once, when the run had ended" if final else "is not opened yet"
+    return [
+        *rows,
+        "",
+        f"The final split {opened}. The planner saw the scores on the search split while training went on.",
+    ]
+
+
+def _score_row(split: str, name: str, score: Json) -> str:
+    low, high = score["ci95"]
+    return f"| {split} | {name} | {100 * score['score']:.1f} % | {100 * low:.1f} to {100 * high:.1f} | {score['n']} |"
+
+
+def _lineage_table(store: RunStore, model_id: str) -> list[str]:
+    rows = ["| model | parent | datasets | examples | settings | verdict |", "|---|---|---|---|---|---|"]
+    verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
+    for model in lineage(store, model_id):
+        settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
+        verdict: Any = verdicts.get(model["id"])
+        said = "none" if verdict is None else f"{'accepted' if verdict['accepted'] else 'rejected'} (n={verdict['n']})"
+        cells = (model["id"], model["parent"], " ".join(model["datasets"]), model["num_examples"], settings, said)
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return rows
+
+
+def _loading(base: str, adapter_only: bool) -> list[str]:
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")  # "." = this folder',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+    ]
+    if adapter_only:
+        code = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            f"base = AutoModelForCausalLM.from_pretrained(BASE, dtype='auto')  # the folder or hub id of {base}",
+            'model = PeftModel.from_pretrained(base, ".")  # "." = this folder',
+        ]
+    return ["```python", *code, "```"]

@@ -1,0 +1,202 @@
+"""The default engine: one transformers model in this process, decoded over a key-value tree (see rollout.py).
+
+Holds the base model and at most one other (a merged adapter or full weights). Runs in the worker, never in the agent.
+"""
+
+import copy
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tools.engines.base import Completion, Message, Sampling
+from tools.engines.rollout import KeyValueTree, grow_prefix, sample_branches
+
+TOKENS_PER_FORWARD = 2048
+"""Prompt tokens prefilled at once: enough for the cores to reach their peak, little enough for a laptop's memory."""
+BRANCHES_PER_FORWARD = 512
+
+
+class TransformersEngine:
+    """Generates with a local causal language model. `model_dir` holds config, tokenizer and safetensors weights."""
+
+    def __init__(self, model_dir: Path, dtype: str = "auto") -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = choose_dtype(dtype, self.device)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
+        self.base = load_weights(model_dir, self.dtype).to(self.device)
+        self.model = self.base
+        self._model_dir: Path | None = None
+        self.tokens_processed = 0
+        self.context_length = int(getattr(self.base.config, "max_position_embeddings", 2048))
+        self.stop_ids = torch.tensor(stop_token_ids(self.tokenizer, self.base.generation_config), device=self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides an answer beside the weights."""
+        return {
+            "engine": "transformers",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "torch": torch.__version__.split("+")[0],
+            "transformers": transformers.__version__,
+        }
+
+    def use_model(self, model_dir: Path | None) -> None:
+        """Generate with this adapter or these weights from now on; None = the base model."""
+        if model_dir == self._model_dir:
+            return
+        self.model, self._model_dir = self.base, None
+        gc.collect()
+        if model_dir is not None:
+            self.model = self._load_variant(model_dir)
+            self._model_dir = model_dir
+
+    def _load_variant(self, model_dir: Path) -> PreTrainedModel:
+        if (model_dir / "adapter_config.json").exists():
+            return merge_adapter(copy.deepcopy(self.base), model_dir)
+        return load_weights(model_dir, self.dtype).to(self.device)
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Return the token ids of a chat, ready for the assistant's turn. Raises ValueError when over the context."""
+        ids = encode_chat(self.tokenizer, messages)
+        if len(ids) >= self.context_length:
+            raise ValueError(
+                f"a prompt has {len(ids)} tokens, the model's context is {self.context_length}; "
+                "use fewer or shorter seed examples, or a model with a longer context"
+            )
+        return ids
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: list[list[Message]],
+        sampling: Sampling,
+        on_batch: Callable[[int], None] = lambda num_done: None,
+    ) -> list[list[Completion]]:
+        """Return num_samples completions per prompt, in order; on_batch hears how many prompts are done."""
+        prompt_ids = [self.encode(messages) for messages in prompts]
+        num_shared = shared_prefix_length(prompt_ids)
+        prefix: KeyValueTree | None = None
+        if num_shared:
+            prefix = grow_prefix(self.model, prompt_ids[0][:num_shared])
+            self.tokens_processed += num_shared
+        suffixes = [ids[num_shared:] for ids in prompt_ids]
+        generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        num_done = 0
+        for batch in _batches(suffixes, sampling.num_samples):
+            tokens, logprobs, num_computed = sample_branches(
+                self.model,
+                prefix,
+                [suffixes[index] for index in batch],
+                num_samples=sampling.num_samples,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                stop_ids=self.stop_ids,
+                generator=generator,
+            )
+            self.tokens_processed += num_computed
+            for index, branches, sums in zip(batch, tokens, logprobs, strict=True):
+                completions[index] = [self._completion(ids, lp) for ids, lp in zip(branches, sums, strict=True)]
+            num_done += len(batch)
+            on_batch(num_done)
+        return completions
+
+    def _completion(self, ids: list[int], logprob: float) -> Completion:
+        stopped = ids[-1] in self.stop_ids
+        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        return Completion(str(text), len(ids), logprob, "stop" if stopped else "length")
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Return the token ids of a chat up to where the assistant answers: the one place where prompts become tokens.
+
+    A tokenizer without a chat template gets plain "Question: / Answer:" lines.
+    """
+    if tokenizer.chat_template is None:
+        label = {"system": "", "user": "Question: ", "assistant": "Answer: "}
+        lines = [label[message["role"]] + message["content"] for message in messages if message["content"]]
+        return list(tokenizer("\n".join([*lines, "Answer:"])).input_ids)
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))  # type: ignore[arg-type]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> list[int]:
+    """Return the ids that end an answer: the tokenizer's and the generation config's end tokens."""
+    declared = getattr(generation, "eos_token_id", None)
+    ids = set(declared if isinstance(declared, list) else [declared]) | {tokenizer.eos_token_id}
+    return sorted(token for token in ids if token is not None)
+
+
+def load_weights(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model for inference: safetensors only, no remote code, progress bars off."""
+    transformers.utils.logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=dtype, use_safetensors=True, attn_implementation="key_value_tree"
+    )
+    return model.eval()
+
+
+def merge_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
+    """Return the model with a PEFT adapter merged into its weights (in place); the sum is made in fp32."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model, adapter_dir, torch_device=str(model.device)).merge_and_unload()
+    return merged.eval()  # type: ignore[no-any-return]
+
+
+def shared_prefix_length(prompt_ids: list[list[int]]) -> int:
+    """Return how many first tokens all prompts share, leaving each at least one token of its own."""
+    if len(prompt_ids) < 2:
+        return 0
+    first, last = min(prompt_ids), max(prompt_ids)  # all prompts lie between these two in order
+    limit = min(map(len, prompt_ids)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
+
+
+def _batches(suffixes: list[list[int]], num_samples: int) -> Iterator[list[int]]:
+    """Yield indices of prompts, sorted by length, in batches of bounded size."""
+    order = sorted(range(len(suffixes)), key=lambda index: len(suffixes[index]))
+    batch: list[int] = []
+    for index in order:
+        full = (len(batch) + 1) * len(suffixes[index]) > TOKENS_PER_FORWARD
+        if batch and (full or (len(batch) + 1) * num_samples > BRANCHES_PER_FORWARD):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype to generate in. "auto": bf16 on a GPU; on a CPU whichever multiplies faster here, measured.
+
+    Only processors with bf16 matrix units (AMX) are faster in bf16, by four times or more, so the measurement is clear.
+    """
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if product_rate(torch.bfloat16) > 2 * product_rate(torch.float32) else torch.float32
+
+
+def product_rate(dtype: torch.dtype, rows: int = 1024, width: int = 1024, repeats: int = 6) -> float:
+    """Return the GFLOP/s of a matrix product on this machine, the best of a few."""
+    left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * width / best / 1e9
+
+
+def limit_threads() -> None:
+    """Use the cores this process may run on, and let waiting threads sleep: the machine may be shared."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+

@@ -1,0 +1,28 @@
+"""What actions will cost, in tokens, projected from what was measured in this run."""
+
+from memory.store import BASE, RunStore
+from tools.contract import ToolContext
+
+TRAINED_TOKEN_COST = 3
+"""A trained token is processed forward and, twice as dear, backward."""
+
+
+def answer_tokens(store: RunStore) -> tuple[float, float]:
+    """Return the prompt tokens (beyond a shared prefix) and answer tokens of one item, as the baseline measured them."""
+    record = store.score(BASE)
+    return (32.0, 8.0) if record is None else (record["prompt_tokens_per_item"], record["answer_tokens_per_item"])
+
+
+def verdict_tokens(context: ToolContext) -> float:
+    """Return the tokens of measuring a candidate on the search and gate splits, and the final evaluation kept back."""
+    record = context.store.score(BASE)
+    if record is None:
+        return 0.0
+    sizes = record["split_sizes"]
+    return (sizes["search"] + sizes["gate"]) * sum(answer_tokens(context.store))
+
+
+def final_tokens(store: RunStore) -> float:
+    """Return the tokens of the final evaluation: base zero-shot, base few-shot, champion."""
+    record = store.score(BASE)
+    return 0.0 if record is None else 3 * record["split_sizes"]["final"] * sum(answer_tokens(store))

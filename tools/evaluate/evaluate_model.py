@@ -1,0 +1,38 @@
+"""Measure a model: the search split for the planner's eyes, and for a candidate the referee's accept or reject."""
+
+from typing import Literal
+
+from tools.contract import Grid, Json, ToolContext, ToolRun, tool
+from tools.evaluate.costs import verdict_tokens
+
+
+def legal_target(context: ToolContext) -> Grid | None:
+    """A trained candidate waits for its verdict."""
+    return None if context.store.candidate() is None else {"target": ["candidate"]}
+
+
+@tool(stage="evaluate", when=legal_target, estimate_tokens=lambda context, **args: int(verdict_tokens(context)))
+def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> Json:
+    """Measure the newly trained candidate and let the referee accept or reject it.
+
+    Use it right after training: nothing that was trained counts before. Returns the score on the search split with its
+    interval, the weakest difficulty, what was fixed and broken, and whether the candidate is the new champion.
+    """
+    store = run.context.store
+    candidate = store.candidate()
+    assert candidate is not None, f"{target} is on the menu only while one waits"
+    champion_before = store.champion()
+    verdict = run.context.referee.judge(candidate["id"])
+    search = run.context.referee.measure(candidate["id"], "search")
+    before = store.score(champion_before) or search
+    return {
+        "model": candidate["id"],
+        "accepted": verdict["accepted"],
+        "gate_items": verdict["n"],
+        "search_score": search["score"],
+        "ci95": search["ci95"],
+        "n": search["n"],
+        "gain_on_search": round(search["score"] - before["score"], 4),
+        "weakest": search["diagnosis"]["weakest"],
+        "errors": search["diagnosis"]["errors"],
+    }

@@ -1,0 +1,155 @@
+"""The agent's side of the jobs: starts the worker, hands it jobs, tells progress, restarts it when it dies."""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memory.records import read_json, write_json
+from tools.contract import ToolError
+from tools.jobs.job import JobSpec, Json, Usage
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MAX_WORKER_DEATHS = 2
+"""How often one job may take the worker down before the run stops (resumable)."""
+
+ProgressListener = Callable[[str, int, int, dict[str, float]], None]
+"""Called with (function, done, total, metrics) while a job runs."""
+
+
+class JobFailedError(RuntimeError):
+    """A job cannot be finished; the run stops and can be resumed."""
+
+
+class WorkerClient:
+    """Runs jobs in one resident worker process. Use as a context manager: leaving it ends the worker."""
+
+    def __init__(self, run_dir: Path, fingerprint: str, on_progress: ProgressListener | None = None) -> None:
+        self.run_dir = run_dir
+        self.fingerprint = fingerprint
+        """Hash of the run's configuration and identity: part of every job's key."""
+        self.on_progress = on_progress or (lambda *_: None)
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[Json] = queue.Queue()
+
+    def __enter__(self) -> "WorkerClient":
+        """Start the worker at once, so that its imports overlap with the agent's."""
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the worker; a job under way can be resumed later."""
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, None when it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
+        """Run a job, or return what it gave when it was finished before.
+
+        Raises ToolError when the job says that its caller can mend it, JobFailedError otherwise.
+        """
+        spec = self._spec(function, args, inputs)
+        folder = self.folder(function, args, inputs)
+        if not (folder / "result.json").exists():
+            write_json(folder / "spec.json", spec.to_json())
+            self._execute(spec, folder)
+        result = read_json(folder / "result.json")
+        return result["value"], Usage(**result["usage"])
+
+    def folder(self, function: str, args: Json, inputs: Json | None = None) -> Path:
+        """Return the folder of a job, whether or not it exists yet."""
+        return self.run_dir / "jobs" / self._spec(function, args, inputs).key
+
+    def _spec(self, function: str, args: Json, inputs: Json | None) -> JobSpec:
+        return JobSpec(function, args, {"config": self.fingerprint} | (inputs or {}))
+
+    def stop(self) -> None:
+        """End the worker process that this client started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _execute(self, spec: JobSpec, folder: Path) -> None:
+        for _ in range(MAX_WORKER_DEATHS):
+            process = self._start()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(spec.key + "\n")
+                process.stdin.flush()
+            answer = self._wait(process, spec, folder)
+            if answer is None:
+                continue
+            if answer["state"] == "tool_error":
+                raise ToolError(answer["error"])
+            if answer["state"] == "failed":
+                raise JobFailedError(f"{spec.function} failed: {answer['error']} (details: {folder / 'status.json'})")
+            return
+        raise JobFailedError(
+            f"the worker died {MAX_WORKER_DEATHS} times in {spec.function} (out of memory?); its output is in "
+            f"{self.run_dir / 'worker.log'}; choose a smaller model or batch, then resume the run"
+        )
+
+    def _wait(self, process: "subprocess.Popen[str]", spec: JobSpec, folder: Path) -> Json | None:
+        """Wait for the answer; None when the worker died. Tells progress meanwhile."""
+        progress_path = folder / "progress.json"
+        stamp = 0.0
+        while True:
+            try:
+                answer = self._answers.get(timeout=0.2)
+            except queue.Empty:
+                answer = None
+            if answer is not None and answer["key"] == spec.key:
+                return answer
+            if process.poll() is not None and self._answers.empty():
+                self._process = None
+                return None
+            if progress_path.exists() and progress_path.stat().st_mtime > stamp:
+                stamp = progress_path.stat().st_mtime
+                report = read_json(progress_path)
+                self.on_progress(spec.function, report["done"], report["total"], report["metrics"])
+
+    def _start(self) -> "subprocess.Popen[str]":
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONHASHSEED": "0",
+            # Large tensors are made and freed all the time: keep their pages instead of asking the kernel each time.
+            "MALLOC_MMAP_THRESHOLD_": "4294967296",
+            "MALLOC_TRIM_THRESHOLD_": "4294967296",
+        }
+        # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the worker in order.
+        with (self.run_dir / "worker.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tools.jobs.worker", str(self.run_dir)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, env=environment, start_new_session=True,
+            )  # fmt: skip
+        threading.Thread(target=self._read_answers, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _read_answers(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                self._answers.put(json.loads(line))
+
+

@@ -1,0 +1,104 @@
+"""A job: one heavy function call, named by the hash of what goes into it, whose result is a file.
+
+<run>/jobs/<key>/ spec.json (function, args), status.json, progress.json, result.json (written last), and whatever the
+function keeps there to resume from. A finished job is never run twice; an unfinished one goes on from its folder.
+"""
+
+import importlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memory.records import content_id, read_json, write_json
+
+Json = dict[str, Any]
+
+
+class Usage(NamedTuple):
+    """What a piece of work cost."""
+
+    wall_s: float
+    cpu_s: float
+    tokens: int
+    """Tokens the model processed; a trained token counts three times, for its forward and backward passes."""
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return the sum of two costs."""
+        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+NO_USAGE = Usage(0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job does. The key covers all of it, so equal work has one folder."""
+
+    function: str
+    """"module.path:name" of a function (job: Job, **args) -> JSON dict, imported in the worker."""
+    args: Json
+    inputs: Json
+    """What the result depends on beside the arguments: ids of artifacts, the fingerprint of the configuration."""
+
+    @property
+    def key(self) -> str:
+        """Name of the job's folder."""
+        return content_id([self.function, self.args, self.inputs])
+
+    def to_json(self) -> Json:
+        """Return the spec as written to spec.json."""
+        return {"function": self.function, "args": self.args, "inputs": self.inputs}
+
+    @classmethod
+    def load(cls, folder: Path) -> "JobSpec":
+        """Read spec.json."""
+        return cls(**read_json(folder / "spec.json"))
+
+
+class Job:
+    """What a job's function gets in the worker: its folder, the run, the resident models, a place to tell progress."""
+
+    def __init__(self, folder: Path, resident: Any) -> None:
+        self.folder = folder
+        self.run_dir = folder.parent.parent
+        self.resident = resident
+        """The worker's `tools.jobs.worker.Resident`: engine(), memory(), task, config, all made when first asked for."""
+        self._last_report_s = 0.0
+
+    def progress(self, done: int, total: int, **metrics: float) -> None:
+        """Tell how far the job is (for people; written at most five times a second)."""
+        now = time.monotonic()
+        if now - self._last_report_s < 0.2 and done < total:
+            return
+        self._last_report_s = now
+        path = self.folder / "progress.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(f'{{"done": {done}, "total": {total}, "metrics": {_numbers(metrics)}}}')
+        temporary.replace(path)
+
+
+def run_job(folder: Path, resident: Any) -> None:
+    """Run a job in this process and write its result; does nothing when it is finished. Errors go up."""
+    if (folder / "result.json").exists():
+        return
+    spec = JobSpec.load(folder)
+    attempts = read_json(folder / "status.json").get("attempts", 0) if (folder / "status.json").exists() else 0
+    write_json(folder / "status.json", {"state": "running", "pid": os.getpid(), "attempts": attempts + 1})
+    started, cpu, tokens = time.monotonic(), time.process_time(), resident.tokens_processed
+    function = load_function(spec.function)
+    value = function(Job(folder, resident), **spec.args)
+    usage = Usage(time.monotonic() - started, time.process_time() - cpu, resident.tokens_processed - tokens)
+    write_json(folder / "result.json", {"value": value, "usage": usage._asdict()})
+    write_json(folder / "status.json", {"state": "finished", "pid": os.getpid(), "attempts": attempts + 1})
+
+
+def load_function(name: str) -> Any:
+    """Import "module:function"."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return "{" + ", ".join(f'"{name}": {value:.6g}' for name, value in metrics.items()) + "}"

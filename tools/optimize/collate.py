@@ -1,0 +1,68 @@
+"""From text to tokens, loss mask and batch, for supervised training: the only place where that happens.
+
+`tokenise` makes one example (TRL's columns: input_ids, and labels with -100 where no loss is taken).
+`PrefixCollator` lays a batch out as one sequence: the tokens that all its prompts share once, then every example's
+rest, each seeing the shared tokens and itself. Loss and gradients equal those of padded rows (a test compares them),
+for about half the matrix products when prompts are short and alike.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tools.engines.base import Message
+from tools.engines.transformers_engine import encode_chat, shared_prefix_length
+
+IGNORED = -100
+
+
+class TrainingTokens(NamedTuple):
+    """One tokenised example; both lists have the same length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """input_ids where the loss is taken (the completion and its stop token), -100 elsewhere."""
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], completion: str) -> TrainingTokens:
+    """Return the tokens of a prompt as the engine would send it, followed by the completion and the stop token."""
+    prompt_ids = encode_chat(tokenizer, prompt)
+    assert isinstance(tokenizer.eos_token_id, int), "the tokenizer has no stop token; training would never end answers"
+    answer_ids = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return TrainingTokens(prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids)
+
+
+class PrefixCollator:
+    """Collates {"input_ids", "labels"} rows into one sequence with a shared prefix; returns model inputs (1, T)."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return input_ids, labels, position_ids (1, T) and the boolean attention mask (1, 1, T, T)."""
+        num_shared = shared_prompt_length(rows)
+        ids, labels = list(rows[0]["input_ids"][:num_shared]), [IGNORED] * num_shared
+        owner, position = [0] * num_shared, list(range(num_shared))
+        for number, row in enumerate(rows, 1):
+            rest = row["input_ids"][num_shared:]
+            ids += rest
+            labels += row["labels"][num_shared:]
+            owner += [number] * len(rest)
+            position += range(num_shared, num_shared + len(rest))
+        owner_T = torch.tensor(owner)
+        same = owner_T[:, None] == owner_T[None, :]
+        visible = (same | (owner_T == 0)[None, :]).tril()
+        return {
+            "input_ids": torch.tensor([ids]),
+            "labels": torch.tensor([labels]),
+            "position_ids": torch.tensor([position]),
+            "attention_mask": visible[None, None],
+        }
+
+
+def shared_prompt_length(rows: list[dict[str, Any]]) -> int:
+    """Return how many first tokens all prompts share, at least one prompt token left to each row.
+
+    The token before the first label stays with its row, because it is the one that predicts it.
+    """
+    prompts = [row["input_ids"][: next(i for i, label in enumerate(row["labels"]) if label != IGNORED)] for row in rows]
+    return shared_prefix_length(prompts)

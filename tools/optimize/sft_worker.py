@@ -1,0 +1,247 @@
+"""The training job, top to bottom: rows -> tokens -> trainer -> trial -> checkpoints -> candidate.
+
+Runs in the worker process; on a machine with several GPUs the worker launches it under `accelerate`, one process a GPU
+(`accelerate launch -m tools.optimize.sft_worker <job folder>`). Goes on from its last complete checkpoint.
+Writes models/<id>/ (PEFT adapter or full safetensors), model.json last.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig, SFTTrainer
+
+from memory.store import BASE, RunStore
+from tools.contract import Json, ToolError
+from tools.engines.base import build_messages
+from tools.evaluate.costs import TRAINED_TOKEN_COST
+from tools.jobs.job import Job
+from tools.optimize.collate import IGNORED, PrefixCollator, tokenise
+
+BATCH_EXAMPLES = 16
+LORA_RANK = 16
+TRIAL_STEPS = 4
+"""The first steps are a trial: a loss that is not finite or has exploded by then ends the training."""
+CHECKPOINT_SECONDS = 30.0
+FULL_LEARNING_RATE_FACTOR = 0.1
+
+
+def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], seed: int) -> Json:
+    """Train and save one candidate; returns {"model", "num_examples", "loss_first", "loss_last", "train_s", ...}."""
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        return _train_on_all_gpus(job)
+
+    # --- Act 1: rows to tokens
+    store = RunStore(job.run_dir)
+    engine = job.resident.local_engine
+    rows = [row for name in datasets for row in store.rows("data", name, "train.jsonl")]
+    system_prompt = job.resident.settings["system_prompt"]
+    tokens = [
+        tokenise(engine.tokenizer, build_messages(row["prompt"], [], system_prompt), row["completion"])._asdict()
+        for row in rows
+    ]
+    num_tokens = sum(len(row["input_ids"]) for row in tokens)
+
+    # --- Act 2: the model to start from
+    engine.use_model(None)
+    parent_dir = store.model_dir(parent)
+    parent_method = "base" if parent == BASE else store.get("models", parent)["settings"]["method"]  # type: ignore[index]
+    model = _starting_model(engine, parent_dir, parent_method, settings["method"])
+
+    # --- Act 3: trainer, trial, training
+    arguments = _arguments(job, settings, seed, engine.dtype)
+    watch = Watch(job)
+    torch.manual_seed(seed)
+    trainer = CompletionTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(tokens),
+        processing_class=engine.tokenizer,
+        data_collator=PrefixCollator(),
+        callbacks=[watch],
+    )
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(Path(arguments.output_dir)))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(map(math.isfinite, losses)):
+        raise ToolError(f"the loss is not finite at learning rate {settings['learning_rate']}; choose a lower one")
+    job.resident.trained_tokens += TRAINED_TOKEN_COST * num_tokens * settings["epochs"]
+
+    # --- Act 4: save the candidate, manifest last
+    folder = store.folder("models", model_id)
+    _save(trainer.model, engine.tokenizer, folder, settings["method"])
+    result = {
+        "model": model_id,
+        "num_examples": len(rows),
+        "num_steps": trainer.state.global_step,
+        "loss_first": round(losses[0], 4),
+        "loss_last": round(losses[-1], 4),
+        "train_s": round(time.monotonic() - started, 1),
+    }
+    manifest = result | {
+        "parent": parent,
+        "dataset": datasets[-1],
+        "datasets": datasets,
+        "settings": settings,
+        "seed": seed,
+        "num_tokens": num_tokens,
+        "losses": [round(loss, 4) for loss in losses],
+    }
+    store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
+    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+    return result
+
+
+class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Json,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean negative log-likelihood of the completion tokens of a PrefixCollator batch."""
+        assert not return_outputs, "training only: nothing evaluates inside the trainer"
+        labels_T = inputs["labels"][0]
+        predicting = (labels_T[1:] != IGNORED).nonzero()[:, 0]
+        features = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**features, use_cache=False, logits_to_keep=predicting).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels_T[predicting + 1], reduction="sum")
+        return loss / (len(predicting) if num_items_in_batch is None else num_items_in_batch)
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells progress, stops a diverging trial, asks for a checkpoint every CHECKPOINT_SECONDS."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.first_loss: float | None = None
+        self.last_checkpoint_s = time.monotonic()
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Json, **_: Any) -> None:
+        """Check the loss of each logged step."""
+        loss = logs.get("loss")
+        if loss is None:
+            return
+        self.first_loss = self.first_loss or loss
+        exploded = loss > 3 * self.first_loss + 1 and state.global_step <= 2 * TRIAL_STEPS
+        if not math.isfinite(loss) or exploded:
+            raise ToolError(
+                f"training diverged in step {state.global_step} (loss {self.first_loss:.2f} -> {loss:.2f}) at learning "
+                f"rate {args.learning_rate:g}; choose a lower one"
+            )
+        self.job.progress(state.global_step, state.max_steps, loss=loss)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Save by time, not by step: a kill costs the same on a slow and on a quick machine."""
+        if time.monotonic() - self.last_checkpoint_s > CHECKPOINT_SECONDS and state.global_step < state.max_steps:
+            control.should_save = True
+            self.last_checkpoint_s = time.monotonic()
+        return control
+
+
+def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, method: str) -> PreTrainedModel:
+    """Return a trainable model: an adapter on a copy of the base, or a full copy in fp32."""
+    from tools.engines.transformers_engine import load_weights, merge_adapter
+
+    if method == "lora":
+        base = copy.deepcopy(engine.base)
+        base.set_attn_implementation("sdpa")
+        if parent_method == "lora":
+            return PeftModel.from_pretrained(base, parent_dir, is_trainable=True)
+        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(base, config)
+    if parent_method == "full":
+        assert parent_dir is not None, "a full parent has a folder"
+        model = load_weights(parent_dir, torch.float32)
+    else:
+        model = copy.deepcopy(engine.base).float()
+        if parent_method == "lora":
+            assert parent_dir is not None, "an adapter has a folder"
+            model = merge_adapter(model, parent_dir)
+    model.set_attn_implementation("sdpa")
+    return model.to(engine.device).requires_grad_(True)
+
+
+def _arguments(job: Job, settings: Json, seed: int, engine_dtype: torch.dtype) -> SFTConfig:
+    on_gpu = torch.cuda.is_available()
+    factor = 1.0 if settings["method"] == "lora" else FULL_LEARNING_RATE_FACTOR
+    return SFTConfig(
+        output_dir=str(job.folder / "checkpoints"),
+        per_device_train_batch_size=max(1, BATCH_EXAMPLES // max(1, torch.cuda.device_count())),
+        num_train_epochs=settings["epochs"],
+        learning_rate=settings["learning_rate"] * factor,
+        lr_scheduler_type=settings["schedule"],
+        warmup_steps=0.05,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        max_length=None,
+        use_cpu=not on_gpu,
+        bf16=engine_dtype == torch.bfloat16 and (on_gpu or settings["method"] == "full"),
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, method: str) -> None:
+    """Write weights (and, for full weights, the tokenizer) to a temporary folder, then move it into place."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    if method == "lora":
+        model.save_pretrained(temporary)
+    else:
+        model.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").unlink(missing_ok=True)
+    temporary.rename(folder)
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end (the trainer writes trainer_state.json late)."""
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    complete = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in needed)]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _train_on_all_gpus(job: Job) -> Json:
+    """Run this same job under accelerate, one process per GPU, and return what its first process wrote."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(torch.cuda.device_count())]
+    subprocess.run([*command, "-m", "tools.optimize.sft_worker", str(job.folder)], check=True)
+    return json.loads((job.folder / "trained.json").read_text())  # type: ignore[no-any-return]
+
+
+def _main() -> None:
+    from tools.jobs.job import JobSpec
+    from tools.jobs.worker import Resident
+
+    folder = Path(sys.argv[1])
+    job = Job(folder, Resident(folder.parent.parent))
+    result = train(job, **JobSpec.load(folder).args)
+    (folder / "trained.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,195 @@
+"""From the samples of all generations to one frozen training set, through the vector memory.
+
+Filters, in order: exact duplicate, already trained on, too easy, cap per item, semantic duplicate, overlap with an
+evaluation item (the referee), diversity-aware choice to a size (k-centre greedy, arXiv 1708.00489).
+Writes data/<id>/train.jsonl (TRL's prompt and completion columns) and rejected.jsonl, each row with its reason.
+"""
+
+import random
+from typing import Any, Literal
+
+from memory.records import content_id
+from memory.store import RunStore
+from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
+from tools.evaluate.costs import TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
+from tools.jobs.job import Job
+
+LEAST_EXAMPLES = 32
+CALIBRATION_PAIRS = 32
+
+
+def unused_right(store: RunStore) -> list[Json]:
+    """Return the right samples that no frozen dataset holds yet, one row per example id."""
+    used = {
+        row["example_id"]
+        for dataset in store.all("data")
+        if dataset["kind"] == "train"
+        for row in store.rows("data", dataset["id"], "train.jsonl")
+    }
+    rows: dict[str, Json] = {}
+    for dataset in store.all("data"):
+        if dataset["kind"] == "samples":
+            for row in store.rows("data", dataset["id"], "samples.jsonl"):
+                if row["right"] and row["example_id"] not in used:
+                    rows.setdefault(row["example_id"], row)
+    return list(rows.values())
+
+
+def legal_curation(context: ToolContext) -> Grid | None:
+    """Enough unused right answers, and no dataset or candidate waits."""
+    if context.store.untrained_datasets() or context.store.candidate():
+        return None
+    return {} if len(unused_right(context.store)) >= LEAST_EXAMPLES else None
+
+
+def training_tokens(context: ToolContext, size: int, **_: Any) -> int:
+    """Tokens of training on the set once and of the verdict, without which curation is of no use."""
+    size = min(size, len(unused_right(context.store)))
+    return int(size * TRAINED_TOKEN_COST * sum(answer_tokens(context.store)) + verdict_tokens(context))
+
+
+@tool(stage="select", when=legal_curation, estimate_tokens=training_tokens)
+def curate_data(
+    run: ToolRun,
+    size: Literal[256, 512, 1024, 2048] = 1024,
+    keep: Literal["all", "not_too_easy"] = "all",
+    choice: Literal["diverse", "random"] = "diverse",
+) -> Json:
+    """Freeze a training set from the right answers that were not used yet: no duplicates, nothing from the evaluation.
+
+    Use it after generating, before training. "not_too_easy" leaves out items that nearly every sample solved. Returns
+    the dataset's id and size, and how many rows each filter rejected.
+    """
+    context = run.context
+    store = context.store
+    sources = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "train"]
+    args = {"size": size, "keep": keep, "choice": choice, "seed": context.seed}
+    chosen, _ = context.jobs.run(
+        "tools.select.curate_data:choose_examples", args, {"sources": sources, "frozen": frozen}
+    )
+    job_rows = chosen["rows"]
+    kept, overlapping = context.referee.remove_overlaps(job_rows["train"])
+    rejected = job_rows["rejected"] + [row | {"reason": "evaluation_overlap"} for row in overlapping]
+    if len(kept) < LEAST_EXAMPLES:
+        raise ToolError(f"only {len(kept)} examples pass the filters (at least {LEAST_EXAMPLES}); generate more data")
+    dataset_id = content_id({"kind": "train", "ids": sorted(row["id"] for row in kept)})
+    reasons = [row["reason"] for row in rejected]
+    manifest = args | {
+        "kind": "train",
+        "num_examples": len(kept),
+        "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "sources": sources,
+        "semantic_threshold": chosen["threshold"],
+        "example_ids": [row["id"] for row in kept],
+    }
+    store.put("data", dataset_id, manifest, {"train.jsonl": kept, "rejected.jsonl": rejected})
+    return {"dataset": dataset_id, "num_examples": len(kept), "rejected": manifest["rejected"]}
+
+
+def choose_examples(job: Job, size: int, keep: str, choice: str, seed: int) -> Json:
+    """Filter and choose in the worker. Returns {"rows": {"train", "rejected"}, "threshold"}."""
+    store = RunStore(job.run_dir)
+    candidates = unused_right(store)
+    random.Random(seed).shuffle(candidates)
+    candidates.sort(key=lambda row: row["pass_rate"])  # stable: hardest first, equal ones in random order
+    rejected: list[Json] = []
+    kept: list[Json] = []
+    first_of_item: dict[str, str] = {}
+    for row in candidates:
+        if keep == "not_too_easy" and row["pass_rate"] > 0.8:
+            rejected.append(_rejection(row, "too_easy"))
+        elif row["item_id"] in first_of_item:
+            rejected.append(_rejection(row, "item_cap", first_of_item[row["item_id"]], 1.0))
+        else:
+            first_of_item[row["item_id"]] = row["example_id"]
+            kept.append(row)
+    job.progress(1, 3)
+    kept = kept[: 2 * size]  # what lies beyond is easier than anything that could still be chosen; it stays unused
+    memory = job.resident.memory
+    vectors = memory.embed([row["prompt"] for row in kept])
+    threshold = _calibrate(job, memory)
+    job.progress(2, 3)
+    unique = _drop_semantic_duplicates(memory, kept, vectors, threshold, rejected)
+    chosen = _choose(unique, vectors, size, choice, seed)
+    train = [_training_row(kept[index]) for index in chosen]
+    job.progress(3, 3)
+    return {"rows": {"train": train, "rejected": rejected}, "threshold": threshold}
+
+
+def _training_row(row: Json) -> Json:
+    """Return the row of train.jsonl: TRL's columns, and where it came from."""
+    source = {key: row[key] for key in ("item_id", "generation", "model", "pass_rate", "difficulty")}
+    parent = content_id({key: row[key] for key in ("generation", "item_id", "sample")})
+    return {
+        "id": row["example_id"],
+        "example_id": row["example_id"],
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "parents": [parent],
+    } | source
+
+
+def _rejection(row: Json, reason: str, neighbour: str | None = None, similarity: float | None = None) -> Json:
+    return _training_row(row) | {"reason": reason, "neighbour": neighbour, "similarity": similarity}
+
+
+def _calibrate(job: Job, memory: Any) -> float:
+    """Find the similarity of rewordings against that of different questions, on items of this very task."""
+    from memory.vectors import calibrated_threshold
+
+    questions = [item.question for item in job.resident.task.stream(10_000_000, CALIBRATION_PAIRS, 0)]
+    rewordings = [f"Please answer: {question.lower()}" for question in questions]
+    originals, reworded = memory.embed(questions), memory.embed(rewordings)
+    duplicates = (originals * reworded).sum(1).tolist()
+    others = [
+        float(originals[i] @ originals[i + 1]) for i in range(len(questions) - 1) if questions[i] != questions[i + 1]
+    ]
+    return round(calibrated_threshold(duplicates, others), 4)
+
+
+def _drop_semantic_duplicates(
+    memory: Any, rows: list[Json], vectors: Any, threshold: float, rejected: list[Json]
+) -> list[int]:
+    """Return the indices of rows that say something new; the others go to rejected with their neighbour.
+
+    A duplicate has a near vector *and* the same numbers, operators and names, in an earlier dataset or in this batch.
+    """
+    from memory.vectors import carriers
+
+    stored = memory.neighbours("examples", vectors, 8)
+    seen: dict[tuple[str, ...], list[int]] = {}
+    unique: list[int] = []
+    for index, row in enumerate(rows):
+        key = carriers(row["prompt"])
+        in_batch = [(rows[j]["example_id"], float(vectors[index] @ vectors[j])) for j in seen.get(key, [])]
+        before = [(name, near) for name, near, text, _ in stored[index] if carriers(text) == key]
+        match = max(in_batch + before, key=lambda pair: pair[1], default=None)
+        if match is not None and match[1] >= threshold and match[0] != row["example_id"]:
+            rejected.append(_rejection(row, "semantic_duplicate", match[0], round(match[1], 4)))
+            continue
+        seen.setdefault(key, []).append(index)
+        unique.append(index)
+    ids = [rows[index]["example_id"] for index in unique]
+    metadata = [{"item_id": rows[index]["item_id"], "difficulty": rows[index]["difficulty"]} for index in unique]
+    memory.upsert("examples", ids, vectors[unique], [rows[index]["prompt"] for index in unique], metadata)
+    return unique
+
+
+def _choose(unique: list[int], vectors: Any, size: int, choice: str, seed: int) -> list[int]:
+    """Return at most size indices: a random subset, or k-centre greedy (each next one farthest from those chosen)."""
+    import numpy as np
+
+    if len(unique) <= size:
+        return unique
+    if choice == "random":
+        return sorted(random.Random(seed).sample(unique, size))
+    points = vectors[unique]
+    chosen = [0]
+    nearest = points @ points[0]
+    for _ in range(size - 1):
+        farthest = int(np.argmin(nearest))
+        chosen.append(farthest)
+        nearest = np.maximum(nearest, points @ points[farthest])
+        nearest[farthest] = 2.0
+    return sorted(unique[position] for position in chosen)
