@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Raises ValueError instead of exiting, with the nearest known word."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        ours = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        ours: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*args, **ours | keywords)
 
     def error(self, message: str) -> NoReturn:
@@ -75,13 +75,10 @@ def build_parser() -> Parser:
     show = add("show", commands.trace_show, "the trace as a tree; --json: its events", "the newest", trace)
     show.add_argument("--step", type=int, metavar="N", help="this step only, with its reasoning in full")
     add("tail", commands.trace_tail, "one line per event as it comes, until the run ends", "the newest", trace)
-    tools = group("tools", "what the agent can do")
-    tools = add("list", commands.tools_list, "the tools and their arguments", under=tools)
+    tools = add("list", commands.tools_list, "tools and their arguments", under=group("tools", "what the agent can do"))
     tools.add_argument("name", nargs="?", metavar="TOOL", help="this tool only, with its whole description")
     tools.add_argument("--tools", action="append", metavar="FILE", help="file with tools of your own")
-    add(
-        "list", commands.tasks_list, "forms of a task; reasoning-gym names", under=group("tasks", "what can be learned")
-    )
+    add("list", commands.tasks_list, "forms and names of tasks", under=group("tasks", "what can be learned"))
     attempt = add("try", commands.try_prompt, "answer a prompt with base and champion side by side", "needed")
     attempt.add_argument("prompt", metavar="PROMPT")
     attempt.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
@@ -110,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted; `run_agent.py resume` goes on with a run", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, JobFailedError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,6 @@ import the loop when they are called, and the weights stay in the worker's proce
 import dataclasses
 import difflib
 import importlib.metadata
-import itertools
 import json
 import os
 import re
@@ -128,20 +127,9 @@ def try_prompt(args: Namespace) -> Outcome:
     work = {"prompt": args.prompt, "model_ids": models, "max_new_tokens": args.max_new_tokens}
     answered = _in_worker(run_dir, "tools.engines.publish:answer_prompt", work)
     note = "" if champion != BASE else "\n(this run has no accepted model: the base is all there is)"
-    return Outcome([_side_by_side(answered["answers"]) + note], {"run": run_dir.name, "prompt": args.prompt} | answered)
-
-
-def _side_by_side(answers: list[Json]) -> str:
-    width = max(20, (shutil.get_terminal_size((100, 24)).columns - 3) // len(answers))
-    columns = []
-    for answer in answers:
-        cut = "" if answer["finish"] == "stop" else " (cut off)"
-        name = BASE if answer["model"] == BASE else f"champion {answer['model']}"
-        title = f"{name}, {answer['num_tokens']} tokens{cut}"
-        lines = [part for line in answer["text"].splitlines() for part in textwrap.wrap(line, width) or [""]]
-        columns.append([title[:width], "-" * min(width, len(title)), *lines])
-    rows = itertools.zip_longest(*columns, fillvalue="")
-    return "\n".join(" | ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in rows)
+    return Outcome(
+        [views.side_by_side(answered["answers"]) + note], {"run": run_dir.name, "prompt": args.prompt} | answered
+    )
 
 
 def export(args: Namespace) -> Outcome:
@@ -306,7 +294,7 @@ def doctor(args: Namespace) -> Outcome:
         if args.rebuild:
             checks.append(_rebuild(run_dir))
         checks += _check_run(run_dir)
-    text = "\n".join(f"{check.level:<8}{check.what:<10}{check.said}" for check in checks)
+    text = "\n".join(f"{check.level:<8}{check.what:<11}{check.said}" for check in checks)
     code = int(any(check.level == "PROBLEM" for check in checks))
     return Outcome([text], [check._asdict() for check in checks], code)
 

@@ -43,14 +43,18 @@ class RunConfig:
         """Check values; raises ValueError with the value and the cure."""
         for name in ("search_items", "gate_items", "final_items"):
             if getattr(self, name) < 20:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few to tell anything; use 20 or more")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is too few to tell anything; use 20 or more"
+                )
         for name in ("budget_minutes", "budget_tokens"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16")
         if self.engine != "transformers" and not self.engine.startswith("openai:http"):
-            raise ValueError(f"--engine {self.engine!r} is unknown; use transformers or openai:http://HOST:PORT/v1#MODEL")
+            raise ValueError(
+                f"--engine {self.engine!r} is unknown; use transformers or openai:http://HOST:PORT/v1#MODEL"
+            )
         check_planner_name(self.planner)
 
     @property

@@ -83,8 +83,8 @@ class Console:
         """Show the referee's verdict with the numbers behind it (they never reach the planner)."""
         word = "ACCEPTED" if detail["accepted"] else "rejected"
         self.say(
-            f"  referee: {word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of {detail['num_items']} gate "
-            f"items, p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
+            f"  referee: {word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of {detail['num_items']} "
+            f"gate items, p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
         )
 
     def final(self, report: Json) -> None:
@@ -101,8 +101,8 @@ class Console:
         for name, seconds in report["time_s"].items():
             self.say(f"  {name:<22} {seconds:7.1f} s  {100 * seconds / max(report['wall_s'], 1e-9):5.1f} %")
         self.say(
-            f"  wall {report['wall_s']:.0f} s, overhead {100 * report['overhead_share']:.1f} %, {report['tokens']} tokens, "
-            f"peak memory {report['peak_rss_gib']:.2f} GiB"
+            f"  wall {report['wall_s']:.0f} s, overhead {100 * report['overhead_share']:.1f} %, "
+            f"{report['tokens']} tokens, peak memory {report['peak_rss_gib']:.2f} GiB"
         )
 
 

@@ -18,7 +18,7 @@ Node = dict[str, Any]
 
 
 def follow(run_dir: Path, artifact_id: str) -> Node:
-    """Return the node of an id with "made_from" and "led_to". Raises ValueError with the nearest id for an unknown one."""
+    """Return the node of an id with "made_from" and "led_to". Raises ValueError for an unknown id."""
     thread = Thread(run_dir)
     if artifact_id == BASE or artifact_id in thread.models:
         return thread.model(artifact_id)
@@ -136,7 +136,7 @@ class Thread:
         """Its parents, datasets and the models that wrote its examples; its verdict, scores, data and children."""
         node = self._model_up(model_id)
         written = [
-            _node("dataset", name, self._generation_text(name), list(map(self._dataset_down, self._users(name))))
+            _node("dataset", name, self._generation_text(name), list(map(self._frozen, self._users(name))))
             for name in self.samples
             if self.datasets[name]["model"] == model_id
         ]
@@ -189,6 +189,9 @@ class Thread:
             child["text"] = f"{child['num_rows']} rows from {child['text']}"
         return _node("dataset", dataset_id, self._frozen_text(dataset_id), children)
 
+    def _frozen(self, dataset_id: str) -> Node:
+        return _node("dataset", dataset_id, self._frozen_text(dataset_id))
+
     def _frozen_text(self, dataset_id: str) -> str:
         dataset = self.datasets[dataset_id]
         return f"{dataset['num_examples']} frozen examples, rejected: {count_text(dataset['rejected'])}"
@@ -204,7 +207,7 @@ class Thread:
         written = f"{model['num_examples']} examples written by {count_text(writers)}"
         text = f"{written} ({settings}); {self._verdict_text(model_id)}"
         children = [self._model_up(model["parent"])]
-        children += [_node("dataset", name, self._frozen_text(name)) for name in model["datasets"]]
+        children += [self._frozen(name) for name in model["datasets"]]
         facts = {name: model[name] for name in ("parent", "datasets", "settings", "seed")}
         return _node("model", model_id, text, children, chain=chain, examples_by_model=writers, **facts)
 

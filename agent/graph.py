@@ -6,7 +6,7 @@ from typing import Literal
 os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"  # read once, when langgraph is imported; keeps classes out of the state
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import RetryPolicy
 
@@ -19,12 +19,12 @@ NEVER_RETRY = RetryPolicy(max_attempts=1, retry_on=())
 
 def after_observe(state: State) -> Literal["plan", "__end__"]:
     """End when there is nothing to choose from."""
-    return END if state.get("stop_reason") else "plan"
+    return "__end__" if state.get("stop_reason") else "plan"
 
 
 def after_check(state: State) -> Literal["observe", "__end__"]:
     """Go round until there is a reason to stop."""
-    return END if state.get("stop_reason") else "observe"
+    return "__end__" if state.get("stop_reason") else "observe"
 
 
 def build_graph(checkpointer: BaseCheckpointSaver[str] | None = None) -> CompiledStateGraph[State, Services]:

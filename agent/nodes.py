@@ -55,6 +55,10 @@ def observe(state: State, runtime: Runtime[Services]) -> State:
     step = state.get("step", 0) + 1
     situation = build_situation(services.context, services.budget, state.get("last"), services.lessons)
     menu = build_menu(services.tools, services.context, services.budget)
+    # A call that was just refused would be refused again: nothing has changed since.
+    refused = state.get("last") or {}
+    if refused.get("refused"):
+        menu = [choice for choice in menu if choice["tool"] != refused["tool"]] or menu
     services.trace.emit("observed", step=step, situation=situation, menu=[choice["tool"] for choice in menu])
     services.console.observed(step, situation)
     update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu]}
@@ -125,7 +129,8 @@ def act(state: State, runtime: Runtime[Services]) -> State:
     else:
         services.trace.emit("tool_failed", step=step, tool=name, args=args, error=error, usage=usage)
     services.console.finished(step, name, result, usage, error)
-    return {"last": {"tool": name, "args": args, "outcome": error or _outcome(name, result)}}
+    outcome = error or _outcome(name, result)
+    return {"last": {"tool": name, "args": args, "outcome": outcome, "refused": error is not None}}
 
 
 def check(state: State, runtime: Runtime[Services]) -> State:

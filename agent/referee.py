@@ -5,7 +5,6 @@ the worker, which answers without knowing the answers; measured/<key>.json; eval
 verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
 """
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from agent.statistics import alpha_for, paired_test, wilson_interval
 from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json
-from tools.tasks.base import Item, SplitSizes, Task, normalise
+from tools.tasks.base import Item, Splits, SplitSizes, Task, normalise
 from tools.tasks.scorers import known_answer_checks
 from tools.tasks.scoring import ScorerProcess
 
@@ -35,29 +34,6 @@ class Referee:
         self.scorer = scorer
         self.sizes = sizes
         self.folder = store.run_dir / "referee"
-
-    def prepare(self, seed: int) -> None:
-        """Draw and seal the splits once, and check the scorer on known answers.
-
-        Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
-        """
-        if (self.folder / "evaluation_ids.json").exists():
-            return
-        splits = self.task.splits(self.sizes, seed)
-        failures = known_answer_checks(splits.search[:16], self.scorer.score)
-        if failures:
-            raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        for name, items in splits._asdict().items():
-            self._seal(f"{name}.jsonl", [item.to_json() for item in items])
-            self._seal(f"{name}.questions.jsonl", [{"id": item.id, "question": item.question} for item in items])
-        write_json(self.folder / "evaluation_ids.json", sorted(item.id for items in splits for item in items))
-
-    def items_hash(self) -> str:
-        """Return the hash of all sealed items with their answers."""
-        rows = {name: list(read_jsonl(self.folder / f"{name}.jsonl")) for name in SplitSizes._fields}
-        return content_id(rows)
 
     def measure(self, model_id: str, split: Split, shots: int = 0) -> Json:
         """Return the record {score, ci95, n, diagnosis, ...} of a model on a split; measured once.
@@ -117,7 +93,7 @@ class Referee:
 
     def verdict_detail(self, candidate: str) -> Json:
         """Return the numbers behind a verdict, for people: fixed, broken, p-value, level."""
-        return next(row for row in read_jsonl(self.folder / "verdicts.jsonl") if row["candidate"] == candidate)  # type: ignore[no-any-return]
+        return next(row for row in read_jsonl(self.folder / "verdicts.jsonl") if row["candidate"] == candidate)
 
     def final(self) -> Json:
         """Open the final split: base zero-shot, base few-shot and champion, each with interval; opened once."""
@@ -128,8 +104,10 @@ class Referee:
             arms = {"base_zero_shot": (BASE, 0), "base_few_shot": (BASE, num_shots), "champion": (champion, 0)}
             records = {name: self.measure(model, "final", shots) for name, (model, shots) in arms.items()}
             scores = {name: {"score": row["score"], "ci95": row["ci95"]} for name, row in records.items()}
-            write_json(path, {"n": records["champion"]["n"], "num_shots": num_shots} | scores)
-        return read_json(path)  # type: ignore[no-any-return]
+            by_difficulty = records["champion"]["diagnosis"]["by_difficulty"]
+            head = {"n": records["champion"]["n"], "num_shots": num_shots, "champion_by_difficulty": by_difficulty}
+            write_json(path, head | scores)
+        return read_json(path)
 
     def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
         """Split training rows into kept ones and ones whose question is an evaluation item, by normalised text."""
@@ -155,17 +133,36 @@ class Referee:
         if not path.exists():
             write_json(path, identity)
         began = read_json(path)
-        changed = [f"{name} {began.get(name)} -> {identity[name]}" for name in identity if began.get(name) != identity[name]]
+        changed = [f"{name} {began.get(name)} -> {new}" for name, new in identity.items() if began.get(name) != new]
         if changed:
             raise IdentityError(
-                f"this score would not compare with the run's earlier ones: {', '.join(changed)}; resume on the machine "
-                "and with the libraries the run began with, or start a new run"
+                f"this score would not compare with the run's earlier ones: {', '.join(changed)}; resume on the "
+                "machine and with the libraries the run began with, or start a new run"
             )
 
-    def _seal(self, name: str, rows: list[Json]) -> None:
-        path: Path = self.folder / name
-        write_jsonl(path, rows)
-        os.chmod(path, 0o600)
+
+def draw_splits(task: Task, sizes: SplitSizes, seed: int, scorer: ScorerProcess) -> Splits:
+    """Return the evaluation splits, with the scorer checked on known answers.
+
+    Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
+    """
+    splits = task.splits(sizes, seed)
+    failures = known_answer_checks(splits.search[:16], scorer.score)
+    if failures:
+        raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
+    return splits
+
+
+def seal_splits(run_dir: Path, splits: Splits) -> None:
+    """Write the splits where only their owner can read them, and the hashes by which others avoid their items."""
+    folder = run_dir / "referee"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name, items in splits._asdict().items():
+        write_jsonl(folder / f"{name}.jsonl", [item.to_json() for item in items])
+        write_jsonl(folder / f"{name}.questions.jsonl", [{"id": item.id, "question": item.question} for item in items])
+        (folder / f"{name}.jsonl").chmod(0o600)
+    write_json(folder / "evaluation_ids.json", sorted(item.id for items in splits for item in items))
 
 
 def _diagnose(items: list[Item], verdicts: list[Any], stopped: list[bool]) -> Json:
@@ -173,10 +170,11 @@ def _diagnose(items: list[Item], verdicts: list[Any], stopped: list[bool]) -> Js
     groups: dict[str, list[bool]] = {}
     for item, verdict in zip(items, verdicts, strict=True):
         groups.setdefault(item.difficulty, []).append(verdict.right)
-    by_difficulty = sorted(
-        ({"difficulty": name, "score": round(sum(right) / len(right), 3), "n": len(right)} for name, right in groups.items()),
-        key=lambda group: (group["score"], group["difficulty"]),
-    )  # fmt: skip
+    scores = [
+        {"difficulty": name, "score": round(sum(right) / len(right), 3), "n": len(right)}
+        for name, right in groups.items()
+    ]
+    by_difficulty = sorted(scores, key=lambda group: (group["score"], group["difficulty"]))
     errors = Counter(
         "never stopped" if not ended else verdict.kind
         for verdict, ended in zip(verdicts, stopped, strict=True)

@@ -3,6 +3,7 @@
 run.json holds the configuration and identity, written before the first step; report.json the end.
 """
 
+import dataclasses
 import fcntl
 import resource
 import signal
@@ -22,10 +23,11 @@ from agent.graph import build_graph
 from agent.metering import PRODUCTIVE, MeteredJobs
 from agent.nodes import Services
 from agent.planners import make_planner
-from agent.referee import Referee
+from agent.referee import Referee, draw_splits, seal_splits
 from agent.situation import situation_text
 from agent.state import StopReason
 from agent.trace import Trace, read_events
+from agent.views import open_run
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
 from tools.contract import Json
@@ -35,6 +37,9 @@ from tools.registry import load_tools
 from tools.tasks import load_task
 from tools.tasks.base import SplitSizes
 from tools.tasks.scoring import ScorerProcess
+
+FAILURES = (JobFailedError, OSError, RuntimeError, ValueError, sqlite3.Error)
+"""What ends a run as failed: recorded in the report and turned into the exit code; the run stays resumable."""
 
 
 class RunLockedError(ValueError):
@@ -47,9 +52,14 @@ def start(config: RunConfig, console: Console) -> Json:
     task = load_task(config.task)
     load_tools(config.tools)
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
+    config = dataclasses.replace(config, models_dir=str(Path(config.models_dir).resolve()))
     model_dir = resolve_model(config.model, Path(config.models_dir))
+    sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
+    with ScorerProcess(task.scorer) as scorer:
+        splits = draw_splits(task, sizes, config.seed, scorer)
     identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
     run_dir = _new_folder(Path(config.runs_dir))
+    seal_splits(run_dir, splits)
     write_json(
         run_dir / "run.json",
         {
@@ -66,7 +76,7 @@ def start(config: RunConfig, console: Console) -> Json:
 def resume(run_dir: Path, console: Console) -> Json:
     """Go on with a run that was stopped or killed; returns the report (the old one when it had ended)."""
     began = time.monotonic()
-    record = read_run(run_dir)
+    record = open_run(run_dir)
     if (run_dir / "report.json").exists():
         report: Json = read_json(run_dir / "report.json")
         if not StopReason(report["stop_reason"]).resumable:
@@ -76,19 +86,6 @@ def resume(run_dir: Path, console: Console) -> Json:
     if fingerprint(resolve_model(config.model, Path(config.models_dir))) != record["identity"]["model"]:
         raise ValueError(f"the base model {config.model!r} is not the one this run began with; put that one back")
     return _work(run_dir, config, console, began)
-
-
-def read_run(run_dir: Path) -> Json:
-    """Read run.json. Raises ValueError for a folder that is no run or was written by a newer version."""
-    if not (run_dir / "run.json").exists():
-        raise ValueError(f"{run_dir} is no run (it has no run.json); `run_agent.py list` shows the runs")
-    record: Json = read_json(run_dir / "run.json")
-    if record.get("format", 0) > FORMAT_VERSION:
-        raise ValueError(
-            f"run {run_dir.name} was written by a newer version (format {record['format']}, this one reads "
-            f"{FORMAT_VERSION}); update this program"
-        )
-    return record
 
 
 def _new_folder(runs_dir: Path) -> Path:
@@ -118,7 +115,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> Json:
-    record = read_run(run_dir)
+    record = open_run(run_dir)
     with locked(run_dir):
         trace = Trace(run_dir)
         earlier_s = max((event.get("spent_s", 0.0) for event in read_events(run_dir)), default=0.0)
@@ -134,20 +131,33 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
             "system_prompt": config.system_prompt,
         }
         write_json(run_dir / "worker.json", worker_settings)
-        shape = {key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))}
+        shape = {
+            key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))
+        }
         with (
             WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
             ScorerProcess(load_task(config.task).scorer) as scorer,
         ):
             resumed = trace.last_seq > 0
-            trace.emit("run_resumed" if resumed else "run_started", config=record["config"], identity=record["identity"])
+            trace.emit(
+                "run_resumed" if resumed else "run_started", config=record["config"], identity=record["identity"]
+            )
             services = _services(run_dir, config, client, scorer, budget, trace, console)
             reason, error = _loop(run_dir, services, console)
-            return _report(run_dir, services, reason, error, earlier_s)
+            final = None
+            if not reason.resumable:
+                reason, error, final = _open_final(services, reason)
+            return _report(run_dir, services, reason, error, final, earlier_s)
 
 
 def _services(
-    run_dir: Path, config: RunConfig, client: WorkerClient, scorer: ScorerProcess, budget: Budget, trace: Trace, console: Console
+    run_dir: Path,
+    config: RunConfig,
+    client: WorkerClient,
+    scorer: ScorerProcess,
+    budget: Budget,
+    trace: Trace,
+    console: Console,
 ) -> Services:
     store = RunStore(run_dir)
     jobs = MeteredJobs(client, budget)
@@ -170,7 +180,10 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
             _baseline(services)
             connection = sqlite3.connect(run_dir / "state.sqlite", check_same_thread=False, timeout=30)
             graph = build_graph(SqliteSaver(connection))
-            thread: Any = {"configurable": {"thread_id": run_dir.name}, "recursion_limit": 5 * services.config.max_steps + 20}
+            thread: Any = {
+                "configurable": {"thread_id": run_dir.name},
+                "recursion_limit": 5 * services.config.max_steps + 20,
+            }
             pending = graph.get_state(thread).next
             entry: Any = None if pending else {"stop_reason": None}
             state = graph.invoke(entry, thread, context=services, durability="sync")
@@ -178,18 +191,16 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
             return StopReason(state["stop_reason"]), None
         except KeyboardInterrupt:
             return StopReason.USER_STOPPED, None
-        except (JobFailedError, OSError, RuntimeError, ValueError, sqlite3.Error) as error:
-            # Recorded in the report and turned into the exit code; the run folder stays resumable.
+        except FAILURES as error:
             return StopReason.FAILED, f"{type(error).__name__}: {error}"
         finally:
             console.end()
 
 
 def _baseline(services: Services) -> None:
-    """Seal the splits, load the model, measure the base on the search split, recall lessons of earlier runs."""
+    """Load the model, measure the base on the search split, recall lessons of earlier runs."""
     console = services.console
     console.begin("start-up: loading the model")
-    services.referee.prepare(services.config.seed)
     services.jobs.run("tools.jobs.worker:warm_up", {}, {"process": services.jobs.client.pid})
     console.begin("measuring the base model")
     zero = services.referee.measure("base", "search")
@@ -224,14 +235,25 @@ def _interruptible(services: Services, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _report(run_dir: Path, services: Services, reason: StopReason, error: str | None, earlier_s: float) -> Json:
-    """Open the final split when the run has ended, write report.json and the closing events."""
-    final = None
-    if not reason.resumable:
-        services.console.begin("final evaluation")
+def _open_final(services: Services, reason: StopReason) -> tuple[StopReason, str | None, Json | None]:
+    """Measure the final split; a failure here leaves the run resumable, with the loop already ended."""
+    services.console.begin("final evaluation")
+    try:
         final = services.referee.final()
+    except KeyboardInterrupt:
+        return StopReason.USER_STOPPED, None, None
+    except FAILURES as error:
+        return StopReason.FAILED, f"{type(error).__name__}: {error}", None
+    finally:
         services.console.end()
-        services.trace.emit("final", **final)
+    services.trace.emit("final", **final)
+    return reason, None, final
+
+
+def _report(
+    run_dir: Path, services: Services, reason: StopReason, error: str | None, final: Json | None, earlier_s: float
+) -> Json:
+    """Write report.json and the closing event."""
     verdicts = services.store.verdicts()
     wall_s = services.budget.spent_s
     here_s = wall_s - earlier_s

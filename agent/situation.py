@@ -63,7 +63,10 @@ def _kept_back(tool: Tool, reserved: float) -> float:
 
 def _largest_box(grid: dict[str, list[Any]], affordable: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return argument values of which every combination is affordable, dropping the dearest values first."""
-    box = {name: [value for value in values if any(call[name] == value for call in affordable)] for name, values in grid.items()}  # fmt: skip
+    box = {
+        name: [value for value in values if any(call[name] == value for call in affordable)]
+        for name, values in grid.items()
+    }
     while any(dict(zip(box, values, strict=True)) not in affordable for values in product(*box.values())):
         # The value that stands in the fewest affordable calls is what makes combinations too dear.
         name, value = min(

@@ -1,10 +1,10 @@
 """The state of the loop (plain values only) and the reasons for which a run ends."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypedDict
 
 
-class StopReason(str, Enum):
+class StopReason(StrEnum):
     """Why a run ended; `sentence` is what the user reads."""
 
     GOAL = "goal"

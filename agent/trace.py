@@ -1,7 +1,7 @@
 """The trace of a run: `events.jsonl`, one fsynced line per event, readable while the run goes on and after a kill.
 
-An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None outside steps), ...data}. Kinds and their data:
-  run_started   config, identity                      run_resumed   after_seq
+An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None outside steps), ...data}. Kinds, data:
+  run_started   config, identity                      run_resumed   config, identity
   observed      situation                             decided       action{tool,args}, decided_by, reasoning, logprob,
   tool_started  tool, args, job                                     alternatives[{tool,logprob}], usage
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
@@ -12,7 +12,6 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +43,11 @@ class Trace:
         """Write one event, redacted, to disk and return it."""
         self.last_seq += 1
         span, parent = ("run", None) if step is None else (f"step-{step}", "run")
-        head = {"seq": self.last_seq, "ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "spent_s": round(self.clock(), 2)}
+        head = {
+            "seq": self.last_seq,
+            "ts": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "spent_s": round(self.clock(), 2),
+        }
         event = head | {"kind": kind, "span": span, "parent": parent, "step": step} | data
         event = self._redact(event)
         append_jsonl(self.path, [event])
@@ -65,17 +68,3 @@ class Trace:
 def read_events(run_dir: Path) -> Iterator[Event]:
     """Yield the events written so far, oldest first; a line torn by a kill is left out."""
     yield from read_jsonl(run_dir / "events.jsonl")
-
-
-def follow_events(run_dir: Path, poll_s: float = 0.3) -> Iterator[Event]:
-    """Yield events as they are written, from the first, until the run has stopped (the caller breaks off earlier)."""
-    seen = 0
-    while True:
-        for event in read_events(run_dir):
-            if event["seq"] <= seen:
-                continue
-            seen = event["seq"]
-            yield event
-            if event["kind"] == "run_stopped":
-                return
-        time.sleep(poll_s)

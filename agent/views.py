@@ -5,7 +5,10 @@ Reads files only and prints nothing, so that it is quick and works beside a live
 
 import difflib
 import fcntl
+import itertools
 import re
+import shutil
+import textwrap
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -244,7 +247,7 @@ def _work_text(status: Json) -> str:
     job = status["job"]
     if status["tool"] is None and job is None:
         return ""
-    parts = [status["tool"] or "between steps"]
+    parts = [status["tool"]] if status["tool"] else []
     if job is not None:
         metrics = "".join(f", {name} {value:.3f}" for name, value in job["metrics"].items())
         parts.append(f"{job['function']} {job['done']}/{job['total']}{metrics}" if job["total"] else job["function"])
@@ -293,3 +296,17 @@ def _list_row(row: Json) -> list[str]:
         row["run"], row["state"], Path(config["model"]).name, config["planner"], steps, counts,
         score_text(row["search"]), final, task,
     ]  # fmt: skip
+
+
+def side_by_side(answers: list[Json]) -> str:
+    """Return the answers of models to one prompt as columns, as wide as the terminal."""
+    width = max(20, (shutil.get_terminal_size((100, 24)).columns - 3) // len(answers))
+    columns = []
+    for answer in answers:
+        cut = "" if answer["finish"] == "stop" else " (cut off)"
+        name = BASE if answer["model"] == BASE else f"champion {answer['model']}"
+        title = f"{name}, {answer['num_tokens']} tokens{cut}"
+        lines = [part for line in answer["text"].splitlines() for part in textwrap.wrap(line, width) or [""]]
+        columns.append([title[:width], "-" * min(width, len(title)), *lines])
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(" | ".join(f"{cell:<{width}}" for cell in row).rstrip() for row in rows)

@@ -31,7 +31,7 @@ def start_run(**options: Any) -> Json:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
         raise SystemExit(f"the run ended with exit code {done.returncode}: {' '.join(command)}")
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def percent(arm: Json) -> str:

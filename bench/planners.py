@@ -1,6 +1,6 @@
 """Planners at equal token budget: self, rules and random, at least two seeds each.
 
-    .venv/bin/python bench/planners.py [--quick] [--json] [--seeds 0 1] [--budget-tokens N]
+    .venv/bin/python -m bench.planners [--quick] [--json] [--seeds 0 1] [--budget-tokens N]
 
 Prints final scores with intervals and gain over the base model's better baseline per minute. --quick: one seed, a
 small budget.
@@ -8,7 +8,7 @@ small budget.
 
 import argparse
 
-from common import finish, machine, median, percent, start_run
+from bench.common import finish, machine, median, percent, start_run
 
 PLANNERS = ("self", "rules", "random")
 
@@ -52,7 +52,10 @@ def main() -> None:
     print("median champion: " + ", ".join(f"{planner} {100 * score:.1f} %" for planner, score in medians.items()))
     verdict = "above" if medians["self"] > medians["random"] else "not above"
     print(f"self is {verdict} random at this budget ({len(seeds)} seeds: read the intervals)")
-    finish({"bench": "planners", "quick": arguments.quick, "tokens": tokens, "medians": medians, "rows": rows, "ok": True}, arguments.json)
+    finish(
+        {"bench": "planners", "quick": arguments.quick, "tokens": tokens, "medians": medians, "rows": rows, "ok": True},
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
 """The rollout engine against `transformers.generate`, in turns within one run, fp32, equal answers checked.
 
-    .venv/bin/python bench/rollout.py [--quick] [--json] [--rounds 3]
+    .venv/bin/python -m bench.rollout [--quick] [--json] [--rounds 3]
 
 Three cases: six-shot evaluation of 400 items; 8 samples for each of 64 short prompts; zero-shot single answers, with
 the GFLOP/s reached beside the measured matrix-product peak. Every greedy difference is listed with its logit gap.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, finish, machine, median
 
-sys.path.insert(0, str(ROOT))
+from bench.common import ROOT, finish, machine, median
 from tools.engines.base import Message, Sampling, build_messages
 from tools.engines.models import DEFAULT_MODEL, resolve_model
 from tools.engines.transformers_engine import TransformersEngine, limit_threads, product_rate
@@ -45,7 +43,7 @@ def plain(engine: TransformersEngine, chats: Chats, num_samples: int, max_new_to
         tokens = torch.tensor([[2] * (longest - len(ids[index])) + ids[index] for index in batch])
         mask = torch.tensor([[0] * (longest - len(ids[index])) + [1] * len(ids[index]) for index in batch])
         with torch.inference_mode():
-            out = engine.model.generate(
+            out = engine.model.generate(  # type: ignore[operator]  # its mixin confuses mypy
                 input_ids=tokens, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=2, **sampling
             )
         for place, index in enumerate(batch):
@@ -66,12 +64,14 @@ def logit_gap(engine: TransformersEngine, chat: list[Message], ours: list[int], 
         return float("inf")
     engine.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
-        logits = engine.model(input_ids=torch.tensor([engine.encode(chat) + ours[:place]])).logits[0, -1]
+        logits = engine.model(input_ids=torch.tensor([[*engine.encode(chat), *ours[:place]]])).logits[0, -1]
     engine.model.set_attn_implementation("key_value_tree")
     return abs(float(logits[ours[place]] - logits[theirs[place]]))
 
 
-def compare(engine: TransformersEngine, chats: Chats, num_samples: int, max_new_tokens: int, rounds: int) -> dict[str, Any]:
+def compare(
+    engine: TransformersEngine, chats: Chats, num_samples: int, max_new_tokens: int, rounds: int
+) -> dict[str, Any]:
     """Time both in turns; returns medians, their ratio, equal share, largest logit gap and tokens per second."""
     sampling = Sampling(max_new_tokens, num_samples, 1.0 if num_samples > 1 else 0.0)
     engine.generate(chats[:16], sampling)
@@ -101,7 +101,9 @@ def compare(engine: TransformersEngine, chats: Chats, num_samples: int, max_new_
         differing = [index for index in range(len(chats)) if texts[index] != decoded[index]]
         encode = engine.tokenizer
         gaps = [
-            logit_gap(engine, chats[index], encode(texts[index], add_special_tokens=False).input_ids + [2], theirs[index])
+            logit_gap(
+                engine, chats[index], [*encode(texts[index], add_special_tokens=False).input_ids, 2], theirs[index]
+            )
             for index in differing
         ]
         figures |= {"equal": 1 - len(differing) / len(chats), "largest_gap": max(gaps, default=0.0)}
@@ -145,7 +147,16 @@ def main() -> None:
         and zero["gflops"] >= 0.8 * peak
         and all(case.get("equal", 1) >= 0.95 and case.get("largest_gap", 0) < GAP for case in cases.values())
     )
-    finish({"bench": "rollout", "quick": arguments.quick, "machine": machine(), "cases": cases, "ok": bool(ok or arguments.quick)}, arguments.json)
+    finish(
+        {
+            "bench": "rollout",
+            "quick": arguments.quick,
+            "machine": machine(),
+            "cases": cases,
+            "ok": bool(ok or arguments.quick),
+        },
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

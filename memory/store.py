@@ -33,7 +33,7 @@ class RunStore:
         """Write an artifact's JSONL files, then its manifest with the order in which it was made. Idempotent."""
         path = self.folder(kind, artifact_id) / _MANIFEST[kind]
         if path.exists():
-            return read_json(path)  # type: ignore[no-any-return]
+            return read_json(path)
         for name, rows in (files or {}).items():
             write_jsonl(path.parent / name, rows)
         manifest = {"id": artifact_id, "order": len(self.all(kind))} | manifest

@@ -1,4 +1,4 @@
-"""The tool contract. A tool is one typed, documented function in one file:
+"""The tool contract: a tool is one typed, documented function in one file.
 
     @tool(stage="select", when=has_data, estimate_tokens=...)
     def count_sources(run: ToolRun, dataset_id: Literal["any"] = "any") -> dict[str, int]:
@@ -90,7 +90,7 @@ class Tool:
     grid: Grid
     defaults: Json
     when: Callable[[ToolContext], Grid | None]
-    """Returns None when the tool is not legal now, else the arguments whose values are narrowed ({} = the whole grid)."""
+    """None when the tool is not legal now, else the arguments whose values are narrowed ({} = the whole grid)."""
     estimate_tokens: Callable[..., int]
     """(context, **args) -> tokens this call will process, with what must follow it to be of use."""
 
@@ -156,4 +156,3 @@ def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:
         if parameter.default is not inspect.Parameter.empty:
             defaults[parameter.name] = parameter.default
     return grid, defaults
-

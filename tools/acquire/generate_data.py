@@ -8,18 +8,27 @@ import zlib
 from typing import Any, Literal
 
 from memory.records import append_jsonl, content_id, read_json, read_jsonl
-from memory.store import RunStore
+from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 from tools.evaluate.costs import answer_tokens, verdict_tokens
 from tools.jobs.job import Job
+from tools.select.curate_data import least_examples, num_unused_items
 
 CHUNK_ITEMS = 128
 """Items sampled between two writes to disk: what a kill can cost."""
 
 
+ENOUGH_SETS = 3
+"""Unused right answers for this many smallest training sets are enough; more would only cost budget."""
+
+
 def legal_prompting(context: ToolContext) -> Grid | None:
-    """Generate whenever no data waits to be used; few-shot only while zero-shot answers hardly ever succeed."""
-    if context.store.untrained_datasets() or context.store.candidate():
+    """Generate while no data waits and unused answers are few; few-shot only while zero-shot hardly ever succeeds."""
+    store = context.store
+    if store.untrained_datasets() or store.candidate():
+        return None
+    sets = 1 if store.champion() == BASE else ENOUGH_SETS
+    if num_unused_items(store, "all") >= sets * least_examples(store):
         return None
     zero_shot = context.store.score(context.store.champion())
     solved = zero_shot is not None and zero_shot["score"] >= 0.1
@@ -38,9 +47,9 @@ def generation_tokens(
 @tool(stage="acquire", when=legal_prompting, estimate_tokens=generation_tokens)
 def generate_data(
     run: ToolRun,
-    num_items: Literal[256, 512, 1024, 2048] = 512,
-    samples_per_item: Literal[4, 8, 16] = 8,
-    temperature: Literal[0.7, 1.0] = 1.0,
+    num_items: Literal[512, 1024, 2048] = 1024,
+    samples_per_item: Literal[8, 16] = 8,
+    temperature: Literal[0.7, 1.0] = 1.0,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot"] = "zero_shot",
 ) -> Json:
     """Let the champion answer new training items many times and keep what the scorer says is right.

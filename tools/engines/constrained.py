@@ -124,7 +124,7 @@ class CalibratedDecoder:
                 break
             logits_BV = self._extend(new, [MAIN] * len(new), list(range(len(tokens) - len(new), len(tokens))))[:, -1]
         text = str(self.engine.tokenizer.decode(tokens, skip_special_tokens=True))
-        return json.loads(text)  # type: ignore[no-any-return]
+        return dict(json.loads(text))
 
     def _best(self, matcher: Any, logits_BV: Tensor) -> int:
         """Return the allowed token whose log-probability gains most from the situation."""
@@ -153,6 +153,8 @@ def _guide(engine: TransformersEngine) -> Any:
     if id(engine) not in _GUIDES:
         width = engine.base.config.vocab_size
         _GUIDES[id(engine)] = llguidance.hf.from_tokenizer(
-            engine.tokenizer, n_vocab=width, eos_token=engine.stop_ids.tolist()
+            engine.tokenizer,  # type: ignore[arg-type]
+            n_vocab=width,
+            eos_token=engine.stop_ids.tolist(),
         )
     return _GUIDES[id(engine)]

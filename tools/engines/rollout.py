@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 TRUNK = -1
@@ -27,9 +27,9 @@ class KeyValueTree:
 
     def __init__(self, prefix: "KeyValueTree | None", owner_BL: Tensor, capacity: int) -> None:
         self.prefix = prefix
-        self.num_prefix = 0 if prefix is None else prefix.length
+        self.num_prefix: int = 0 if prefix is None else prefix.length
         self.capacity = capacity
-        self.length = 0
+        self.length: int = 0
         self.owner_BL = owner_BL
         self.layers: list[tuple[Tensor, Tensor]] = []
 
@@ -55,7 +55,7 @@ class KeyValueTree:
 
 
 def tree_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -30,7 +30,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = choose_dtype(dtype, self.device)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
-        self.base = load_weights(model_dir, self.dtype).to(self.device)
+        self.base = load_weights(model_dir, self.dtype, self.device)
         self.model = self.base
         self._model_dir: Path | None = None
         self.tokens_processed = 0
@@ -60,7 +60,7 @@ class TransformersEngine:
     def _load_variant(self, model_dir: Path) -> PreTrainedModel:
         if (model_dir / "adapter_config.json").exists():
             return merge_adapter(copy.deepcopy(self.base), model_dir)
-        return load_weights(model_dir, self.dtype).to(self.device)
+        return load_weights(model_dir, self.dtype, self.device)
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn. Raises ValueError when over the context."""
@@ -133,12 +133,13 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationCon
     return sorted(token for token in ids if token is not None)
 
 
-def load_weights(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(model_dir: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load a model for inference: safetensors only, no remote code, progress bars off."""
     transformers.utils.logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=dtype, use_safetensors=True, attn_implementation="key_value_tree"
     )
+    model.to(device)  # type: ignore[arg-type]  # the stub of transformers wants a model here
     return model.eval()
 
 
@@ -147,7 +148,7 @@ def merge_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(model, adapter_dir, torch_device=str(model.device)).merge_and_unload()
-    return merged.eval()  # type: ignore[no-any-return]
+    return merged.eval()
 
 
 def shared_prefix_length(prompt_ids: list[list[int]]) -> int:
@@ -199,4 +200,3 @@ def product_rate(dtype: torch.dtype, rows: int = 1024, width: int = 1024, repeat
 def limit_threads() -> None:
     """Use the cores this process may run on, and let waiting threads sleep: the machine may be shared."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-

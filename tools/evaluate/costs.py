@@ -8,7 +8,7 @@ TRAINED_TOKEN_COST = 3
 
 
 def answer_tokens(store: RunStore) -> tuple[float, float]:
-    """Return the prompt tokens (beyond a shared prefix) and answer tokens of one item, as the baseline measured them."""
+    """Return one item's prompt tokens (beyond a shared prefix) and answer tokens, as the baseline measured them."""
     record = store.score(BASE)
     return (32.0, 8.0) if record is None else (record["prompt_tokens_per_item"], record["answer_tokens_per_item"])
 

@@ -11,12 +11,16 @@ def legal_target(context: ToolContext) -> Grid | None:
     return None if context.store.candidate() is None else {"target": ["candidate"]}
 
 
-@tool(stage="evaluate", when=legal_target, estimate_tokens=lambda context, **args: int(verdict_tokens(context)))
+def _tokens(context: ToolContext, **args: object) -> int:
+    return int(verdict_tokens(context))
+
+
+@tool(stage="evaluate", when=legal_target, estimate_tokens=_tokens)
 def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> Json:
     """Measure the newly trained candidate and let the referee accept or reject it.
 
     Use it right after training: nothing that was trained counts before. Returns the score on the search split with its
-    interval, the weakest difficulty, what was fixed and broken, and whether the candidate is the new champion.
+    interval, the weakest difficulty, and whether the candidate is the new champion. A rejected one's data is set aside.
     """
     store = run.context.store
     candidate = store.candidate()
@@ -28,6 +32,7 @@ def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> 
     return {
         "model": candidate["id"],
         "accepted": verdict["accepted"],
+        "quarantined": None if verdict["accepted"] else candidate["dataset"],
         "gate_items": verdict["n"],
         "search_score": search["score"],
         "ci95": search["ci95"],

@@ -26,7 +26,7 @@ class Usage(NamedTuple):
 
     def plus(self, other: "Usage") -> "Usage":
         """Return the sum of two costs."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        return Usage(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s, self.tokens + other.tokens)
 
 
 NO_USAGE = Usage(0.0, 0.0, 0)
@@ -64,7 +64,7 @@ class Job:
         self.folder = folder
         self.run_dir = folder.parent.parent
         self.resident = resident
-        """The worker's `tools.jobs.worker.Resident`: engine(), memory(), task, config, all made when first asked for."""
+        """The worker's `tools.jobs.worker.Resident`: engine, memory, task, scorer, made when first asked for."""
         self._last_report_s = 0.0
 
     def progress(self, done: int, total: int, **metrics: float) -> None:

@@ -70,7 +70,7 @@ class Resident:
     @property
     def tokens_processed(self) -> int:
         """Tokens processed since the worker started, all engines and training together."""
-        engines = {self.__dict__.get("engine"), self.__dict__.get("local_engine")} - {None}
+        engines = {self.__dict__[name] for name in ("engine", "local_engine") if name in self.__dict__}
         return self.trained_tokens + sum(engine.tokens_processed for engine in engines)
 
 

@@ -58,7 +58,7 @@ def finetune_model(
     """Train a candidate on the newest frozen dataset with supervised fine-tuning on its right answers.
 
     Use it when a dataset waits. Starting from the champion is quick and trains on the new data only; from the base it
-    trains on all accepted data again. Full training uses a tenth of the learning rate. Returns the loss and time.
+    trains on all accepted data again. Full training uses a twentieth of the learning rate. Returns the loss and time.
     """
     store = run.context.store
     if not store.untrained_datasets():

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
@@ -34,7 +35,7 @@ LORA_RANK = 16
 TRIAL_STEPS = 4
 """The first steps are a trial: a loss that is not finite or has exploded by then ends the training."""
 CHECKPOINT_SECONDS = 30.0
-FULL_LEARNING_RATE_FACTOR = 0.1
+FULL_LEARNING_RATE_FACTOR = 0.05
 
 
 def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], seed: int) -> Json:
@@ -72,7 +73,8 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
         callbacks=[watch],
     )
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(Path(arguments.output_dir)))
+    checkpoints = job.folder / "checkpoints"
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(checkpoints))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
         raise ToolError(f"the loss is not finite at learning rate {settings['learning_rate']}; choose a lower one")
@@ -99,11 +101,11 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
         "losses": [round(loss, 4) for loss in losses],
     }
     store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
-    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 
-class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+class CompletionTrainer(SFTTrainer):
     """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
 
     def compute_loss(
@@ -123,7 +125,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         return loss / (len(predicting) if num_items_in_batch is None else num_items_in_batch)
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Tells progress, stops a diverging trial, asks for a checkpoint every CHECKPOINT_SECONDS."""
 
     def __init__(self, job: Job) -> None:
@@ -131,9 +133,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.first_loss: float | None = None
         self.last_checkpoint_s = time.monotonic()
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Json, **_: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the loss of each logged step."""
-        loss = logs.get("loss")
+        loss = kwargs["logs"].get("loss")
         if loss is None:
             return
         self.first_loss = self.first_loss or loss
@@ -153,7 +155,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, method: str) -> PreTrainedModel:
+def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, method: str) -> Any:
     """Return a trainable model: an adapter on a copy of the base, or a full copy in fp32."""
     from tools.engines.transformers_engine import load_weights, merge_adapter
 
@@ -161,12 +163,12 @@ def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, me
         base = copy.deepcopy(engine.base)
         base.set_attn_implementation("sdpa")
         if parent_method == "lora":
-            return PeftModel.from_pretrained(base, parent_dir, is_trainable=True)
+            return PeftModel.from_pretrained(base, str(parent_dir), is_trainable=True)
         config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(base, config)
     if parent_method == "full":
         assert parent_dir is not None, "a full parent has a folder"
-        model = load_weights(parent_dir, torch.float32)
+        model = load_weights(parent_dir, torch.float32, engine.device)
     else:
         model = copy.deepcopy(engine.base).float()
         if parent_method == "lora":
@@ -230,7 +232,7 @@ def _train_on_all_gpus(job: Job) -> Json:
     """Run this same job under accelerate, one process per GPU, and return what its first process wrote."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(torch.cuda.device_count())]
     subprocess.run([*command, "-m", "tools.optimize.sft_worker", str(job.folder)], check=True)
-    return json.loads((job.folder / "trained.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((job.folder / "trained.json").read_text())
 
 
 def _main() -> None:

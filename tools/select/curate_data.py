@@ -9,13 +9,29 @@ import random
 from typing import Any, Literal
 
 from memory.records import content_id
-from memory.store import RunStore
+from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.evaluate.costs import TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
 from tools.jobs.job import Job
 
-LEAST_EXAMPLES = 32
+LEAST_FIRST_EXAMPLES = 64
+"""Enough to teach the answer's form, after which sampling succeeds far more often."""
+LEAST_EXAMPLES = 256
+"""Later gains are smaller; the referee cannot prove what fewer examples bring."""
+TOO_EASY_PASS_RATE = 0.8
 CALIBRATION_PAIRS = 32
+
+
+def least_examples(store: RunStore) -> int:
+    """Return how many examples a training set needs: few while the base model is the champion, then more."""
+    return LEAST_FIRST_EXAMPLES if store.champion() == BASE else LEAST_EXAMPLES
+
+
+def num_unused_items(store: RunStore, keep: str) -> int:
+    """Return how many items have an unused right answer (not_too_easy: and are not solved by nearly every sample)."""
+    rows = unused_right(store)
+    hard = [row for row in rows if keep == "all" or row["pass_rate"] <= TOO_EASY_PASS_RATE]
+    return len({row["item_id"] for row in hard})
 
 
 def unused_right(store: RunStore) -> list[Json]:
@@ -39,12 +55,14 @@ def legal_curation(context: ToolContext) -> Grid | None:
     """Enough unused right answers, and no dataset or candidate waits."""
     if context.store.untrained_datasets() or context.store.candidate():
         return None
-    return {} if len(unused_right(context.store)) >= LEAST_EXAMPLES else None
+    least = least_examples(context.store)
+    enough = [keep for keep in ("all", "not_too_easy") if num_unused_items(context.store, keep) >= least]
+    return {"keep": enough} if enough else None
 
 
 def training_tokens(context: ToolContext, size: int, **_: Any) -> int:
     """Tokens of training on the set once and of the verdict, without which curation is of no use."""
-    size = min(size, len(unused_right(context.store)))
+    size = min(size, num_unused_items(context.store, "all"))
     return int(size * TRAINED_TOKEN_COST * sum(answer_tokens(context.store)) + verdict_tokens(context))
 
 
@@ -70,9 +88,13 @@ def curate_data(
     )
     job_rows = chosen["rows"]
     kept, overlapping = context.referee.remove_overlaps(job_rows["train"])
-    rejected = job_rows["rejected"] + [row | {"reason": "evaluation_overlap"} for row in overlapping]
-    if len(kept) < LEAST_EXAMPLES:
-        raise ToolError(f"only {len(kept)} examples pass the filters (at least {LEAST_EXAMPLES}); generate more data")
+    rejected = job_rows["rejected"] + [
+        row | {"reason": "evaluation_overlap", "neighbour": None, "similarity": 1.0} for row in overlapping
+    ]
+    if len(kept) < least_examples(store) // 2:
+        raise ToolError(
+            f"only {len(kept)} examples pass the filters (at least {least_examples(store) // 2}); generate more"
+        )
     dataset_id = content_id({"kind": "train", "ids": sorted(row["id"] for row in kept)})
     reasons = [row["reason"] for row in rejected]
     manifest = args | {
@@ -97,7 +119,7 @@ def choose_examples(job: Job, size: int, keep: str, choice: str, seed: int) -> J
     kept: list[Json] = []
     first_of_item: dict[str, str] = {}
     for row in candidates:
-        if keep == "not_too_easy" and row["pass_rate"] > 0.8:
+        if keep == "not_too_easy" and row["pass_rate"] > TOO_EASY_PASS_RATE:
             rejected.append(_rejection(row, "too_easy"))
         elif row["item_id"] in first_of_item:
             rejected.append(_rejection(row, "item_cap", first_of_item[row["item_id"]], 1.0))

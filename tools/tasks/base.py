@@ -49,7 +49,7 @@ class SplitSizes(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The three evaluation splits: disjoint by item id, drawn from one shuffled pool so that they are alike."""
+    """The three evaluation splits, disjoint by item id."""
 
     search: list[Item]
     gate: list[Item]
@@ -109,4 +109,4 @@ def spread_by_difficulty(items: Iterable[Item], count: int) -> list[Item]:
 def answer_token_limit(answers: Iterable[str]) -> int:
     """Return how many new tokens the longest of these answers may need: a token is at least one byte of UTF-8."""
     longest = max((len(answer.encode()) for answer in answers), default=0)
-    return min(512, max(8, longest + 4))
+    return min(512, max(6, longest + 3))

@@ -79,7 +79,11 @@ class ReasoningGymTask:
         return list(self._examples.values())
 
     def splits(self, sizes: SplitSizes, seed: int) -> Splits:
-        """Draw distinct items in generator order, shuffle them and cut them into the three splits."""
+        """Draw distinct items in generator order: the first are final, the next gate, the last search.
+
+        Where a task has few items of one kind, later draws find fewer of them. The final split comes first, so
+        it is the nearest to the task as the generator poses it.
+        """
         needed = sum(sizes)
         pool: dict[str, Item] = {}
         num_draws = 0
@@ -95,9 +99,8 @@ class ReasoningGymTask:
                 " --search-items, --gate-items or --final-items"
             )
         items = list(pool.values())
-        random.Random(_derived_seed("shuffle", seed, 0)).shuffle(items)
-        cut = sizes.search + sizes.gate
-        return Splits(items[: sizes.search], items[sizes.search : cut], items[cut:])
+        cut = sizes.final + sizes.gate
+        return Splits(search=items[cut:], gate=items[sizes.final : cut], final=items[: sizes.final])
 
     def stream(self, start: int, count: int, seed: int) -> list[Item]:
         """Return items start..start+count of the endless stream of this seed; only these are generated."""

@@ -1,0 +1,158 @@
+"""The statistics that decide, against numbers worked out by hand and against chance itself; the budget."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from agent.budget import FINAL_MARGIN, START_UP_S, Budget
+from agent.statistics import ALPHA, alpha_for, paired_test, wilson_interval
+from tools.jobs.job import NO_USAGE, Usage
+
+
+@cache
+def p_value(num_fixed: int, num_broken: int) -> float:
+    champion = [False] * num_fixed + [True] * num_broken + [True]
+    candidate = [True] * num_fixed + [False] * num_broken + [True]
+    return paired_test(champion, candidate).p_value
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_items", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (1, 10, 0.0179, 0.4042),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (81, 263, 0.2553, 0.3662),  # the example of Newcombe (1998), method 3
+        (0, 1, 0.0, 0.7935),
+    ],
+)
+def test_wilson_intervals(num_right: int, num_items: int, low: float, high: float) -> None:
+    assert wilson_interval(num_right, num_items) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 7, 20, 400])
+def test_an_interval_holds_its_score_and_is_the_mirror_of_the_errors(num_items: int) -> None:
+    for num_right in range(num_items + 1):
+        low, high = wilson_interval(num_right, num_items)
+        assert 0.0 <= low <= num_right / num_items <= high <= 1.0
+        assert wilson_interval(num_items - num_right, num_items) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("num_items", [0, -1])
+def test_a_score_of_no_items_is_refused(num_items: int) -> None:
+    with pytest.raises(ValueError, match="at least one item"):
+        wilson_interval(0, num_items)
+
+
+@pytest.mark.parametrize(
+    ("num_fixed", "num_broken", "expected"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1 / 2),
+        (0, 1, 1.0),
+        (5, 0, 1 / 32),
+        (8, 2, 56 / 1024),
+        (2, 8, 1013 / 1024),
+        (9, 3, 299 / 4096),
+        (20, 0, 2.0**-20),
+    ],
+)
+def test_the_paired_test_is_the_binomial_tail(num_fixed: int, num_broken: int, expected: float) -> None:
+    assert p_value(num_fixed, num_broken) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_paired_test_counts_what_changed() -> None:
+    champion = [True, True, False, False, True, False]
+    candidate = [True, False, True, True, True, False]
+    assert paired_test(champion, candidate)[:3] == (6, 2, 1)
+
+
+def test_the_paired_test_of_thousands_of_items_is_exact() -> None:
+    assert 0 < paired_test([False] * 3000, [True] * 1000 + [False] * 2000).p_value < 1e-300
+    assert p_value(1500, 1500) == pytest.approx(0.5073, abs=1e-4)
+
+
+@pytest.mark.parametrize(("champion", "candidate"), [([], []), ([True], []), ([True, False], [True])])
+def test_results_on_other_items_are_refused(champion: list[bool], candidate: list[bool]) -> None:
+    with pytest.raises(ValueError, match="paired results need the same items"):
+        paired_test(champion, candidate)
+
+
+def test_the_levels_of_all_candidates_add_up_to_alpha() -> None:
+    levels = [alpha_for(number) for number in range(1, 300)]
+    assert levels[0] == pytest.approx(0.0075)
+    assert levels == sorted(levels, reverse=True) and levels[-1] > 0
+    assert 0.999 * ALPHA < sum(levels) <= ALPHA
+
+
+def test_a_run_of_candidates_that_are_no_better_promotes_hardly_ever() -> None:
+    numbers = np.random.default_rng(0)
+    num_runs, num_candidates, num_items = 2_000, 10, 400
+    skill = numbers.beta(0.5, 0.5, (num_runs, 1, num_items))
+    champion = numbers.random((num_runs, 1, num_items)) < skill
+    wrong = 0
+    fixed = np.empty((num_runs, num_candidates), int)
+    broken = np.empty_like(fixed)
+    for number in range(num_candidates):
+        candidate = numbers.random((num_runs, 1, num_items)) < skill
+        fixed[:, number] = (candidate & ~champion).sum((1, 2))
+        broken[:, number] = (champion & ~candidate).sum((1, 2))
+    for run_fixed, run_broken in zip(fixed.tolist(), broken.tolist(), strict=True):
+        values = [p_value(a, b) for a, b in zip(run_fixed, run_broken, strict=True)]
+        wrong += any(value <= alpha_for(number) for number, value in enumerate(values, 1))
+    # All candidates share one measurement of the champion, and the test is discrete: below alpha, but not at zero.
+    assert 0 < wrong / num_runs <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / num_runs) ** 0.5
+
+
+def test_a_clear_gain_is_promoted() -> None:
+    assert p_value(40, 10) < alpha_for(10)
+    assert p_value(14, 10) > alpha_for(1)
+
+
+def test_tokens_limit_a_run_whatever_the_clock_says() -> None:
+    early, late = Budget(None, 1000), Budget(None, 1000, earlier_s=1e9)
+    for budget in (early, late):
+        budget.add(Usage(1e6, 1e6, 400))
+        assert budget.share_left() == pytest.approx(0.6)
+        assert budget.affords(600, 0)
+        assert not budget.affords(601, 0)
+        assert budget.affords(600 - FINAL_MARGIN * 100, 100)
+        assert not budget.affords(600 - FINAL_MARGIN * 100 + 1, 100)
+
+
+def test_a_spent_budget_leaves_nothing() -> None:
+    budget = Budget(None, 100)
+    budget.add(Usage(0.0, 0.0, 150))
+    assert budget.share_left() == 0.0
+    assert not budget.affords(0, 0)
+    assert Budget(1, None, earlier_s=61).share_left() == 0.0
+
+
+def test_time_limits_a_run_at_the_measured_speed() -> None:
+    budget = Budget(10, None, earlier_s=300)
+    assert budget.share_left() == pytest.approx(0.5, abs=0.01)
+    budget.add(Usage(50.0, 10.0, 1000), productive=False)
+    assert budget.tokens_per_s == 300
+    budget.add(Usage(10.0, 10.0, 1000))
+    assert budget.tokens_per_s == 100
+    room = 100 * (300 - START_UP_S)
+    assert budget.affords(0.9 * room, 0)
+    assert not budget.affords(1.001 * room, 0)
+    assert not budget.affords(0.5 * room, 0.5 * room)
+    assert budget.used == Usage(60.0, 20.0, 2000)
+
+
+def test_the_nearer_limit_counts() -> None:
+    budget = Budget(10, 1000, earlier_s=60)
+    assert budget.share_left() == pytest.approx(0.9, abs=0.01)
+    budget.add(Usage(1.0, 1.0, 500))
+    assert budget.share_left() == pytest.approx(0.5)
+    assert not budget.affords(501, 0)
+
+
+def test_without_a_limit_everything_is_afforded() -> None:
+    budget = Budget(None, None)
+    assert budget.used == NO_USAGE
+    assert budget.affords(1e18, 1e18) and budget.share_left() == 1.0
