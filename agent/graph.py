@@ -40,3 +40,8 @@ def build_graph(checkpointer: BaseCheckpointSaver[str] | None = None) -> Compile
     graph.add_edge("act", "check")
     graph.add_conditional_edges("check", after_check)
     return graph.compile(checkpointer=checkpointer)
+
+
+def served_graph() -> CompiledStateGraph[State, Services]:
+    """Return the loop for a LangGraph server, which brings its own checkpointer and passes nothing."""
+    return build_graph()

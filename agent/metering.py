@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.budget import Budget
-from memory.records import read_json
+from memory.records import read_json, write_json
 from tools.contract import Json
 from tools.jobs.client import WorkerClient
 from tools.jobs.job import Usage
@@ -30,6 +30,8 @@ class MeteredJobs:
         self.client = client
         self.budget = budget
         self.fingerprint = client.fingerprint
+        self.call: Path | None = None
+        """The tool call that is running: its jobs' inputs are kept beside it."""
         self.wall_s: dict[str, float] = defaultdict(float)
         """Wall seconds by kind of work, of this process."""
         self._counted: set[str] = set()
@@ -38,6 +40,7 @@ class MeteredJobs:
 
     def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
         """Run a job (see WorkerClient.run) and count it."""
+        args, inputs = self._pinned(function, args, inputs)
         started = time.monotonic()
         try:
             value, usage = self.client.run(function, args, inputs)
@@ -45,6 +48,16 @@ class MeteredJobs:
             self.wall_s[WORK.get(function, "other tools")] += time.monotonic() - started
         self._count(self.client.folder(function, args, inputs))
         return value, usage
+
+    def _pinned(self, function: str, args: Json, inputs: Json | None) -> tuple[Json, Json | None]:
+        """Return what this call's job was given at first: a repeated call would see its own job's artifacts."""
+        if self.call is None or WORK.get(function) == "evaluation":
+            return args, inputs
+        path = self.call.with_suffix(f".{function.rpartition(':')[2]}")
+        if not path.exists():
+            write_json(path, {"args": args, "inputs": inputs})
+        pinned = read_json(path)
+        return pinned["args"], pinned["inputs"]
 
     def _count(self, folder: Path) -> None:
         if folder.name not in self._counted:

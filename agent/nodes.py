@@ -13,7 +13,7 @@ from agent.metering import MeteredJobs
 from agent.planners import Choice, Decision, InvalidDecision, Planner
 from agent.planners.base import check_decision
 from agent.planners.fixed import RulesPlanner, decision
-from agent.referee import Referee
+from agent.referee import Door, Referee
 from agent.situation import build_menu, build_situation, situation_text
 from agent.state import State, StopReason
 from agent.trace import Trace
@@ -24,6 +24,8 @@ from tools.contract import Json, Tool, ToolContext, ToolError
 INVALID_LIMIT = 2
 """Invalid decisions in a row after which the rules decide, marked as fallback."""
 REJECTIONS_LIMIT = 4
+REFUSALS_LIMIT = 5
+"""Refused calls in a row after which nothing useful is left on the menu."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Services:
     @property
     def context(self) -> ToolContext:
         """What the tools get."""
-        return ToolContext(self.store, self.jobs, self.referee, self.config.seed, self.config.task)
+        return ToolContext(self.store, self.jobs, Door(self.referee), self.config.seed, self.config.task)
 
 
 def observe(state: State, runtime: Runtime[Services]) -> State:
@@ -110,6 +112,7 @@ def act(state: State, runtime: Runtime[Services]) -> State:
     services.console.started(step, name, args)
     error: str | None = None
     result: Json = {}
+    services.jobs.call = path
     try:
         if path.exists():
             result = read_json(path)["result"]
@@ -118,6 +121,8 @@ def act(state: State, runtime: Runtime[Services]) -> State:
             write_json(path, {"tool": name, "args": args, "result": result})
     except ToolError as problem:
         error = str(problem)
+    finally:
+        services.jobs.call = None
     usage = {
         "wall_s": round(time.monotonic() - started, 2),
         "cpu_s": round(services.budget.used.cpu_s - before.cpu_s, 2),
@@ -130,7 +135,8 @@ def act(state: State, runtime: Runtime[Services]) -> State:
         services.trace.emit("tool_failed", step=step, tool=name, args=args, error=error, usage=usage)
     services.console.finished(step, name, result, usage, error)
     outcome = error or _outcome(name, result)
-    return {"last": {"tool": name, "args": args, "outcome": outcome, "refused": error is not None}}
+    refused = 0 if error is None else 1 + (state.get("last") or {}).get("refused", 0)
+    return {"last": {"tool": name, "args": args, "outcome": outcome, "refused": refused}}
 
 
 def check(state: State, runtime: Runtime[Services]) -> State:
@@ -145,6 +151,8 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
     last = state.get("last") or {}
     if last.get("tool") == "finish_run":
         return StopReason.PLANNER_FINISHED
+    if last.get("refused", 0) >= REFUSALS_LIMIT:
+        return StopReason.NO_ACTION
     score = store.score(store.champion())
     if services.config.goal is not None and score is not None and score["score"] >= services.config.goal:
         return StopReason.GOAL

@@ -1,4 +1,4 @@
-"""The referee: holds the evaluation splits, measures models, decides what is kept. No tool can reach behind it.
+"""The referee: holds the evaluation splits, measures models, decides what is kept. Tools get its `Door` alone.
 
 <run>/referee/ (owner-only): {search,gate,final}.jsonl with answers, read by this process alone; *.questions.jsonl for
 the worker, which answers without knowing the answers; measured/<key>.json; evaluation_ids.json (hashes only);
@@ -139,6 +139,19 @@ class Referee:
                 f"this score would not compare with the run's earlier ones: {', '.join(changed)}; resume on the "
                 "machine and with the libraries the run began with, or start a new run"
             )
+
+
+class Door:
+    """What tools see of the referee (`tools.contract.Judge`): nothing of the gate and final splits comes through."""
+
+    def __init__(self, referee: Referee) -> None:
+        self._measure, self.judge, self.remove_overlaps = referee.measure, referee.judge, referee.remove_overlaps
+
+    def measure(self, model_id: str, split: Literal["search"], shots: int = 0) -> Json:
+        """Return the record of a model on the search split; asking for another split raises ValueError."""
+        if split != "search":
+            raise ValueError(f"tools see the search split only, not {split!r}")
+        return self._measure(model_id, split, shots)
 
 
 def draw_splits(task: Task, sizes: SplitSizes, seed: int, scorer: ScorerProcess) -> Splits:

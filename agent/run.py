@@ -130,6 +130,9 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
             "task": config.task,
             "system_prompt": config.system_prompt,
         }
+        measured = run_dir / "referee" / "identity.json"
+        if measured.exists():  # "auto" is decided once: a second measurement could fall out differently
+            worker_settings["dtype"] = read_json(measured).get("dtype", config.dtype)
         write_json(run_dir / "worker.json", worker_settings)
         shape = {
             key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))
@@ -184,8 +187,11 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
                 "configurable": {"thread_id": run_dir.name},
                 "recursion_limit": 5 * services.config.max_steps + 20,
             }
-            pending = graph.get_state(thread).next
-            entry: Any = None if pending else {"stop_reason": None}
+            saved = graph.get_state(thread)
+            ended = saved.values.get("stop_reason")
+            if ended and not saved.next and not StopReason(ended).resumable:
+                return StopReason(ended), None  # only the final evaluation is left to do
+            entry: Any = None if saved.next else {"stop_reason": None}
             state = graph.invoke(entry, thread, context=services, durability="sync")
             connection.close()
             return StopReason(state["stop_reason"]), None
@@ -210,7 +216,8 @@ def _baseline(services: Services) -> None:
         f"base model on {zero['n']} search items: zero-shot {100 * zero['score']:.1f} %, "
         f"few-shot {100 * few['score']:.1f} % ({zero['identity']['dtype']} on {zero['identity']['device']})"
     )
-    if (services.store.run_dir.parent / "lessons.jsonl").exists():
+    # With a token budget alone a run repeats exactly, so it must not depend on what ran before it.
+    if services.config.minutes is not None and (services.store.run_dir.parent / "lessons.jsonl").exists():
         recalled, _ = services.jobs.run("memory.lessons:recall", {"task": services.config.task, "count": 3})
         services.lessons += [lesson["text"] for lesson in recalled]
         for lesson in recalled:
@@ -260,7 +267,8 @@ def _report(
     time_s = dict(sorted(services.jobs.wall_s.items(), key=lambda pair: -pair[1]))
     time_s["bookkeeping and idle"] = here_s - sum(time_s.values())
     productive_s = sum(time_s.get(kind, 0.0) for kind in PRODUCTIVE)
-    decided_by = Counter(event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided")
+    decisions = {event["step"]: event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided"}
+    decided_by = Counter(decisions.values())
     report = {
         "run": run_dir.name,
         "stop_reason": reason.value,
@@ -272,7 +280,8 @@ def _report(
         "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
         "peak_rss_gib": round(_peak_rss_gib(services.jobs.client.pid), 2),
         "decided_by": dict(decided_by),
-        "steps": sum(decided_by.values()),
+        "steps": len(decisions),
+        "scorer_errors": services.referee.scorer.errors.count,
         "accepted": sum(verdict["accepted"] for verdict in verdicts),
         "rejected": sum(not verdict["accepted"] for verdict in verdicts),
         "champion": services.store.champion(),
@@ -281,6 +290,10 @@ def _report(
     write_json(run_dir / "report.json", report)
     services.trace.emit("run_stopped", reason=reason.value, sentence=reason.sentence, error=error)
     services.console.final(report)
+    if report["scorer_errors"]:
+        services.console.say(
+            f"the scorer failed on {report['scorer_errors']} answers: {services.referee.scorer.errors.first}"
+        )
     if error:
         services.console.say(f"error: {error}")
     return report

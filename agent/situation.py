@@ -8,7 +8,7 @@ from agent.planners.base import Choice
 from memory.store import BASE, RunStore
 from tools.contract import Json, Tool, ToolContext
 from tools.evaluate.costs import final_tokens
-from tools.select.curate_data import unused_right
+from tools.select.curate_data import num_unused_items
 
 BLANK = "?"
 
@@ -25,7 +25,7 @@ def build_situation(context: ToolContext, budget: Budget, last: Json | None, les
         "weakest": None if score is None else score["diagnosis"]["weakest"],
         "errors": None if score is None else score["diagnosis"]["errors"],
         "verdicts": ["accepted" if verdict["accepted"] else "rejected" for verdict in store.verdicts()],
-        "unused_right_answers": len(unused_right(store)),
+        "unused_right_answers": num_unused_items(store, "not_too_easy"),
         "waiting_dataset": next((dataset["num_examples"] for dataset in store.untrained_datasets()), None),
         "waiting_candidate": store.candidate() is not None,
         "last_pass_rate": _last_pass_rate(store),
@@ -88,7 +88,7 @@ def situation_text(situation: Json | None) -> str:
         "unused right answers": situation and situation["unused_right_answers"],
         "dataset waiting for training": situation and (situation["waiting_dataset"] or "none"),
         "candidate waiting for evaluation": situation and ("yes" if situation["waiting_candidate"] else "none"),
-        "pass rate of the last sampling": situation and situation["last_pass_rate"],
+        "pass rate of the last sampling": situation and (situation["last_pass_rate"] or "no sampling yet"),
         "budget left": situation and f"{situation['budget_left_percent']} %",
         "last action": _action_text(situation and situation["last_action"]),
         "lesson": situation and (situation["lessons"][0] if situation["lessons"] else "none"),

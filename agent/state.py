@@ -35,7 +35,7 @@ _SENTENCES = {
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "
         "that show the answer's format, or a larger model."
     ),
-    StopReason.NO_ACTION: "No tool has anything left to do.",
+    StopReason.NO_ACTION: "No tool has anything left to do, or five calls in a row were refused (see the trace).",
     StopReason.PLANNER_FINISHED: "The planner finished the run.",
     StopReason.USER_STOPPED: "Stopped by the user; `run_agent.py resume` goes on.",
     StopReason.FAILED: "The run failed; nothing that was finished is lost, and `run_agent.py resume` goes on.",

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,12 @@ def start_run(**options: Any) -> Json:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def fresh_folder() -> str:
+    """Return a new folder below runs/ for one run: otherwise it would recall the lessons of others."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+    return tempfile.mkdtemp(prefix="bench-", dir=ROOT / "runs")
+
+
 def percent(arm: Json) -> str:
     """Return "48.0 % [43.1, 52.9]" of a score with its interval."""
     return f"{100 * arm['score']:.1f} % [{100 * arm['ci95'][0]:.1f}, {100 * arm['ci95'][1]:.1f}]"
@@ -46,4 +53,4 @@ def finish(figures: Json, as_json: bool) -> None:
     raise SystemExit(0 if figures["ok"] else 1)
 
 
-__all__ = ["ROOT", "finish", "machine", "median", "percent", "start_run"]
+__all__ = ["ROOT", "finish", "fresh_folder", "machine", "median", "percent", "start_run"]

@@ -7,7 +7,7 @@ Each seed takes the ten minutes of the default budget. --quick: one seed, 75 sec
 
 import argparse
 
-from bench.common import finish, machine, median, percent, start_run
+from bench.common import finish, fresh_folder, machine, median, percent, start_run
 
 TARGET = 0.65
 MOST_OVERHEAD = 0.15
@@ -26,10 +26,7 @@ def main() -> None:
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     # A folder of its own: lessons of other runs would be recalled, and seeds would help each other.
     runs = [
-        start_run(
-            seed=seed, budget_minutes=minutes, runs_dir=f"runs/bench-default-{minutes:g}-{seed}", dtype=arguments.dtype
-        )
-        for seed in seeds
+        start_run(seed=seed, budget_minutes=minutes, runs_dir=fresh_folder(), dtype=arguments.dtype) for seed in seeds
     ]
     print(f"machine: {machine()}; dtype {arguments.dtype}")
     print("| seed | base zero-shot | base six-shot | champion | n | wall s | tokens | overhead | peak GiB | steps |")

@@ -8,7 +8,7 @@ small budget.
 
 import argparse
 
-from bench.common import finish, machine, median, percent, start_run
+from bench.common import finish, fresh_folder, machine, median, percent, start_run
 
 PLANNERS = ("self", "rules", "random")
 
@@ -29,7 +29,7 @@ def main() -> None:
         for planner in PLANNERS:
             run = start_run(
                 planner=planner, seed=seed, budget_tokens=tokens,
-                runs_dir=f"runs/bench-planners/{planner}-{seed}", **sizes,
+                runs_dir=fresh_folder(), **sizes,
             )  # fmt: skip
             final = run["final"]
             better = max(final["base_zero_shot"]["score"], final["base_few_shot"]["score"])

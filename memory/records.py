@@ -68,7 +68,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises ValueError with the path when it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy or delete it") from error
 
 
@@ -82,7 +82,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                 return
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path} line {number} is damaged ({error})") from error
 
 

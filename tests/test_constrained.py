@@ -91,11 +91,16 @@ def test_the_only_action_is_certain(jobs: JobsHere) -> None:
     assert (thought["logprob"], thought["alternatives"]) == (0.0, [])
 
 
+def schemas_of(*names: str) -> dict[str, Json]:
+    menu = [Choice(tool=name, description="", arguments={}) for name in names]
+    return dict(zip(names, menu_schema(menu)["anyOf"], strict=True))
+
+
 def test_a_situation_that_says_nothing_makes_no_difference(jobs: JobsHere) -> None:
     """Under equal prompts, calibration leaves all names equally likely."""
     engine = jobs.job.resident.local_engine
     ids = engine.encode([{"role": "user", "content": "?"}])
-    decoder = CalibratedDecoder(engine, [ids, ids], 3)
+    decoder = CalibratedDecoder(engine, [ids, ids], schemas_of("gen", "train", "end"))
     logprobs = decoder.score_names(["gen", "train", "end"])
     assert [exp(value) for value in logprobs.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
 
@@ -116,7 +121,7 @@ def test_names_are_scored_as_a_plain_forward_pass_scores_them(jobs: JobsHere) ->
         real, blank = (part.log_softmax(-1)[range(len(ids)), ids].sum() for part in logits)
         expected.append(real - blank)
     probabilities = torch.stack(expected).softmax(-1)
-    found = CalibratedDecoder(engine, prompts, len(names)).score_names(names)
+    found = CalibratedDecoder(engine, prompts, schemas_of(*names)).score_names(names)
     assert [exp(value) for value in found.values()] == pytest.approx(probabilities.tolist(), abs=1e-4)
 
 
@@ -131,18 +136,12 @@ def test_the_decision_counts_its_tokens(jobs: JobsHere) -> None:
     assert thought["tokens"] == engine.tokens_processed - before > 60
 
 
-@pytest.mark.xfail(
-    strict=True, reason="16 tokens a name are kept free; a tokenizer of bytes needs 24 for generate_data"
-)
 def test_a_model_of_bytes_plans_with_the_real_names(jobs: JobsHere) -> None:
     names = ("generate_data", "curate_data", "note_lesson", "finish_run")
     menu = [Choice(tool=name, description="", arguments={}) for name in names]
     check_decision(think(jobs, menu)["decision"], menu)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a decision over DECISION_TOKENS does not fit: AssertionError or JSONDecodeError"
-)
 def test_a_long_decision_is_not_cut(jobs: JobsHere) -> None:
     menu = [Choice(tool="a", description="", arguments={name: ["x" * 99, "y" * 99] for name in "bcd"})]
     check_decision(think(jobs, menu)["decision"], menu)

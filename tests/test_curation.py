@@ -51,6 +51,8 @@ def job(tiny_model: Path, embedder: Path, tmp_path: Path) -> Job:
         "task": DEFAULT_TASK, "system_prompt": "",
     }  # fmt: skip
     (run_dir / "worker.json").write_text(json.dumps(settings))
+    (run_dir / "referee").mkdir()
+    (run_dir / "referee" / "evaluation_ids.json").write_text("[]")
     return Job(run_dir / "jobs" / "here", Resident(run_dir))
 
 
@@ -82,7 +84,7 @@ def sums(count: int, seed: int = 0) -> list[Json]:
 
 
 def choose(
-    job: Job, size: int = 256, keep: str = "all", choice: str = "diverse", seed: int = 0
+    job: Job, size: int = 256, keep: str = "not_too_easy", choice: str = "diverse", seed: int = 0
 ) -> tuple[list[Json], list[Json]]:
     rows = choose_examples(job, size, keep, choice, seed)["rows"]
     return rows["train"], rows["rejected"]
@@ -100,9 +102,8 @@ def referee_of(job: Job, *evaluation_questions: str) -> Referee:
 def test_only_right_samples_that_no_dataset_holds_are_used(job: Job) -> None:
     used, wrong, new = sums(3)
     put_samples(job, used, wrong | {"right": False}, new, new | {"sample": 1})
-    RunStore(job.run_dir).put("data", "d1", {"kind": "train"}, {"train.jsonl": [used]})
-    put_samples(job, new, name="s2")
-    assert unused_right(RunStore(job.run_dir)) == [new]
+    RunStore(job.run_dir).put("data", "d1", {"kind": "train"}, {"train.jsonl": [used | {"id": used["example_id"]}]})
+    assert unused_right(RunStore(job.run_dir)) == [new, new | {"sample": 1}]
 
 
 def test_numbers_make_questions_of_one_template_different(job: Job) -> None:
@@ -134,7 +135,6 @@ def test_an_item_gives_one_example(job: Job) -> None:
     assert cut["neighbour"] == kept["id"] != cut["id"]
 
 
-@pytest.mark.xfail(strict=True, reason="unused_right merges equal samples without a row in rejected.jsonl")
 def test_an_exact_duplicate_is_a_rejected_row(job: Job) -> None:
     rows = sums(4)
     put_samples(job, *rows, rows[0] | {"sample": 1})
@@ -142,8 +142,8 @@ def test_an_exact_duplicate_is_a_rejected_row(job: Job) -> None:
     assert [row["reason"] for row in rejected] == ["exact_duplicate"]
 
 
-def test_items_that_nearly_every_sample_solved_are_left_out_when_asked(job: Job) -> None:
-    hard, edge, easy = (row | {"pass_rate": rate} for row, rate in zip(sums(3), (0.1, 0.8, 0.9), strict=True))
+def test_items_that_too_many_samples_solved_are_left_out(job: Job) -> None:
+    hard, edge, easy = (row | {"pass_rate": rate} for row, rate in zip(sums(3), (0.1, 0.9, 0.95), strict=True))
     put_samples(job, hard, edge, easy)
     train, (cut,) = choose(job, keep="not_too_easy")
     assert {row["id"] for row in train} == {hard["example_id"], edge["example_id"]}
@@ -153,7 +153,7 @@ def test_items_that_nearly_every_sample_solved_are_left_out_when_asked(job: Job)
         None,
         None,
     )
-    assert len(choose(job, keep="all")[0]) == 3
+    assert [row["id"] for row in choose(job, keep="hard")[0]] == [hard["example_id"]]
 
 
 def test_a_reworded_question_is_a_duplicate_and_another_number_is_not(job: Job) -> None:
@@ -163,7 +163,7 @@ def test_a_reworded_question_is_a_duplicate_and_another_number_is_not(job: Job) 
     other_order = sample(TEMPLATE.format(31, 12), "43", pass_rate=0.2)
     other_subject = sample("A farmer has 12 + 31 sheep on the hill.", "43", pass_rate=0.4)
     put_samples(job, reworded, other_number, first, other_order, other_subject)
-    result = choose_examples(job, 256, "all", "diverse", 0)
+    result = choose_examples(job, 256, "not_too_easy", "diverse", 0)
     (cut,) = result["rows"]["rejected"]
     assert (cut["id"], cut["reason"], cut["neighbour"]) == (
         reworded["example_id"], "semantic_duplicate", first["example_id"]
@@ -190,8 +190,8 @@ def test_a_duplicate_of_an_earlier_dataset_is_rejected(job: Job) -> None:
 def test_a_choice_that_was_killed_and_repeated_is_the_same(job: Job) -> None:
     reworded = sample("Please answer: " + TEMPLATE.format(12, 31).lower(), "43", pass_rate=0.02)
     put_samples(job, *sums(50), sample(TEMPLATE.format(12, 31), "43", pass_rate=0.01), reworded)
-    first = choose_examples(job, 20, "all", "diverse", 0)
-    assert choose_examples(job, 20, "all", "diverse", 0) == first
+    first = choose_examples(job, 20, "not_too_easy", "diverse", 0)
+    assert choose_examples(job, 20, "not_too_easy", "diverse", 0) == first
     assert len(first["rows"]["rejected"]) == 1
 
 
@@ -212,7 +212,6 @@ def test_the_diverse_choice_takes_one_of_each_kind(job: Job) -> None:
     assert {row["example_id"] for row in others} <= {row["id"] for row in train}
 
 
-@pytest.mark.xfail(strict=True, reason="the first k-centre stays a candidate: rows with one vector are chosen twice")
 def test_questions_that_differ_beyond_the_embedders_reach_are_chosen_once(job: Job) -> None:
     long = "so it went on and on " * 100  # the embedder reads 256 word pieces
     put_samples(job, *(sample(f"{long}{number}") for number in range(20)))
@@ -263,7 +262,7 @@ def curate(job: Job, referee: Judge, size: int = 256) -> Json:
     context = ToolContext(RunStore(job.run_dir), JobsHere(job), referee, 0, DEFAULT_TASK)
     tool = load_tools()["curate_data"]
     assert tool.legal(context) is not None
-    return tool(context, size=size, keep="all", choice="diverse")
+    return tool(context, size=size, keep="not_too_easy", choice="diverse")
 
 
 def test_the_tool_freezes_a_dataset_and_keeps_what_it_rejects(job: Job) -> None:
@@ -281,7 +280,7 @@ def test_the_tool_freezes_a_dataset_and_keeps_what_it_rejects(job: Job) -> None:
     assert {row["reason"] for row in rejected} == {"item_cap", "evaluation_overlap"}
     assert [dataset["id"] for dataset in store.untrained_datasets()] == [result["dataset"]]
     left = {row["example_id"] for row in unused_right(store)}
-    assert left == {cheat["example_id"], sample(rows[0]["prompt"], "other")["example_id"]}
+    assert left == {sample(rows[0]["prompt"], "other")["example_id"]}, "an overlap is ruled out for good"
 
 
 def test_curation_waits_for_enough_items(job: Job) -> None:
@@ -304,7 +303,6 @@ def test_too_few_examples_are_told_and_nothing_is_frozen(job: Job) -> None:
     assert RunStore(job.run_dir).untrained_datasets() == []
 
 
-@pytest.mark.xfail(strict=True, reason="what curation asks for is not legal: it counts items before the filters")
 def test_more_can_be_generated_when_too_few_pass_the_filters(job: Job) -> None:
     texts = ["", "Please answer: ", "Please say: ", "So: ", "Answer: ", "Say: ", "Tell me: ", "Hm: "]
     questions = [text + TEMPLATE.format(a, 7) for text in texts for a in range(10, 10 + LEAST_FIRST_EXAMPLES // 8)]

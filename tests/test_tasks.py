@@ -153,8 +153,8 @@ def test_difficulty_labels_come_from_the_item() -> None:
 
 
 def test_token_limit_follows_the_answers() -> None:
-    assert load_task(CHAIN_SUM).max_new_tokens == 8
-    assert load_task("reasoning_gym:chain_sum?min_digits=9&max_digits=9").max_new_tokens == 15
+    assert load_task(CHAIN_SUM).max_new_tokens == 6
+    assert load_task("reasoning_gym:chain_sum?min_digits=9&max_digits=9").max_new_tokens == 14
     assert answer_token_limit(["x" * 1000]) == 512
 
 

@@ -1,9 +1,10 @@
-"""Finds the tools: every file of the stage folders, and files that the user names."""
+"""Finds the tools: the built-in ones and those in files that the user names."""
 
 import importlib
 import importlib.util
 from pathlib import Path
 
+from memory.records import content_id
 from tools.contract import REGISTRY, Tool
 
 _MODULES = (
@@ -25,10 +26,15 @@ def load_tools(extra_files: tuple[str, ...] = ()) -> dict[str, Tool]:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"--tools {name}: there is no such file")
-        known = set(REGISTRY)
-        spec = importlib.util.spec_from_file_location(f"user_tools_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        if set(REGISTRY) == known:
+        module = f"user_tools_{content_id(str(path.resolve()))}"
+        if not _tools_of(module):
+            spec = importlib.util.spec_from_file_location(module, path)
+            assert spec is not None and spec.loader is not None
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        if not _tools_of(module):
             raise ValueError(f"--tools {name}: the file holds no function decorated with @tool")
     return dict(REGISTRY)
+
+
+def _tools_of(module: str) -> list[Tool]:
+    return [tool for tool in REGISTRY.values() if tool.function.__module__ == module]

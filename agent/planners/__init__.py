@@ -25,6 +25,6 @@ def make_planner(name: str, seed: int, jobs: Jobs, champion_dir: Callable[[], Pa
     if name.startswith("scripted:"):
         return ScriptedPlanner(Path(name.removeprefix("scripted:")))
     if name.startswith("chat:"):
-        return ChatPlanner(name.removeprefix("chat:"))
+        return ChatPlanner(name)
     assert name == "rules", f"the configuration lets only known planners through, not {name!r}"
     return RulesPlanner()

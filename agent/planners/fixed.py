@@ -1,11 +1,11 @@
 """Planners that need no model: a fixed schedule, uniform chance, and a script for tests, dry runs and replays."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 from agent.planners.base import Choice, Decision, InvalidDecision, check_decision
-from memory.records import read_jsonl
 
 RULES: dict[str, dict[str, Any]] = {
     "evaluate_model": {"target": "candidate"},
@@ -16,14 +16,12 @@ RULES: dict[str, dict[str, Any]] = {
         "schedule": "linear",
         "epochs": 1,
     },
-    "curate_data": {"size": 1024, "keep": "all", "choice": "diverse"},
+    "curate_data": {"size": 1024, "keep": "not_too_easy", "choice": "diverse"},
     "generate_data": {"num_items": 1024, "samples_per_item": 8, "temperature": 1.0, "prompting": "zero_shot"},
     "note_lesson": {},
     "finish_run": {},
 }
 """The fixed schedule: the first of these tools that is legal, with these arguments or the nearest legal ones."""
-
-LEAST_UNUSED = 256
 
 
 def decision(choice: Choice, args: dict[str, Any], menu: list[Choice], decided_by: str, reasoning: str) -> Decision:
@@ -77,9 +75,12 @@ class ScriptedPlanner:
         if not path.is_file():
             raise ValueError(f"--planner scripted:{path}: there is no such file; write one JSON decision a line")
         self.name = f"scripted:{path}"
-        self.lines = list(read_jsonl(path))
+        try:
+            self.lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except ValueError as error:
+            raise ValueError(f"--planner scripted:{path}: not one JSON decision a line ({error})") from error
         if not self.lines:
-            raise ValueError(f"--planner scripted:{path}: the file holds no complete line")
+            raise ValueError(f"--planner scripted:{path}: the file is empty; write one JSON decision a line")
 
     def decide(self, situation_text: str, menu: list[Choice], step: int) -> Decision:
         """Return the line of this step (from 1). Raises InvalidDecision when it is not legal now or is missing."""

@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 from memory.records import append_jsonl, content_id, read_json, read_jsonl
 from memory.store import BASE, RunStore
-from tools.contract import Grid, Json, ToolContext, ToolRun, tool
+from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.evaluate.costs import answer_tokens, verdict_tokens
 from tools.jobs.job import Job
 from tools.select.curate_data import least_examples, num_unused_items
 
+TOP_K = 20
+"""High temperatures find answers to hard items only while nonsense from the tail of the vocabulary is cut off."""
 CHUNK_ITEMS = 128
 """Items sampled between two writes to disk: what a kill can cost."""
 
 
-ENOUGH_SETS = 3
+ENOUGH_SETS = 1.5
 """Unused right answers for this many smallest training sets are enough; more would only cost budget."""
 
 
@@ -28,7 +30,7 @@ def legal_prompting(context: ToolContext) -> Grid | None:
     if store.untrained_datasets() or store.candidate():
         return None
     sets = 1 if store.champion() == BASE else ENOUGH_SETS
-    if num_unused_items(store, "all") >= sets * least_examples(store):
+    if num_unused_items(store, "not_too_easy") >= sets * least_examples(store):
         return None
     zero_shot = context.store.score(context.store.champion())
     solved = zero_shot is not None and zero_shot["score"] >= 0.1
@@ -47,9 +49,9 @@ def generation_tokens(
 @tool(stage="acquire", when=legal_prompting, estimate_tokens=generation_tokens)
 def generate_data(
     run: ToolRun,
-    num_items: Literal[512, 1024, 2048] = 1024,
+    num_items: Literal[512, 1024] = 1024,
     samples_per_item: Literal[8, 16] = 8,
-    temperature: Literal[0.7, 1.0] = 1.0,  # type: ignore[valid-type]  # grids may hold floats
+    temperature: Literal[1.0, 1.5] = 1.0,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot"] = "zero_shot",
 ) -> Json:
     """Let the champion answer new training items many times and keep what the scorer says is right.
@@ -79,6 +81,10 @@ def sample_items(job: Job, **args: Any) -> Json:
     partial = job.folder / "samples.jsonl"
     done_chunks = {row["chunk"] for row in read_jsonl(partial) if row.get("end_of_chunk")}
     items, next_index, num_dropped = _fresh_items(job, args)
+    if not items:
+        raise ToolError(
+            "the training stream has no item without a right answer left; train on what there is, or finish"
+        )
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
     job.resident.engine.use_model(store.model_dir(args["model"]))
     for number, chunk in enumerate(chunks):
@@ -90,6 +96,7 @@ def sample_items(job: Job, **args: Any) -> Json:
     right = [row for row in rows if row["right"]]
     manifest = args | {
         "kind": "samples",
+        "num_items": len(items),
         "next_index": next_index,
         "num_dropped_overlap": num_dropped,
         "num_samples": len(rows),
@@ -124,9 +131,11 @@ def _fresh_items(job: Job, args: Json) -> tuple[list[Any], int, int]:
 
 
 def _seen_items(run_dir: Any) -> list[str]:
+    """Return the items that have a right answer already; one without may be tried again by a better model."""
     store = RunStore(run_dir)
     earlier = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
-    return [row["item_id"] for dataset in earlier for row in store.rows("data", dataset, "samples.jsonl")]
+    samples = (row for dataset in earlier for row in store.rows("data", dataset, "samples.jsonl"))
+    return [row["item_id"] for row in samples if row["right"]]
 
 
 def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_id: str) -> list[Json]:
@@ -135,7 +144,7 @@ def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_i
     task, resident = job.resident.task, job.resident
     shots = [(item.question, item.answer) for item in task.seed_examples()] if args["shots"] else []
     seed = zlib.crc32(f"{dataset_id}/{number}".encode())
-    sampling = Sampling(task.max_new_tokens, args["samples_per_item"], args["temperature"], seed)
+    sampling = Sampling(task.max_new_tokens, args["samples_per_item"], args["temperature"], seed, TOP_K)
     system_prompt = resident.settings["system_prompt"]
     prompts = [build_messages(item.question, shots, system_prompt) for item in chunk]
     answers = resident.engine.generate(prompts, sampling)

@@ -20,6 +20,8 @@ class Sampling:
     num_samples: int = 1
     temperature: float = 0.0
     seed: int = 0
+    top_k: int = 0
+    """Sample from the k likeliest tokens only; 0 = from all."""
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.num_samples != 1:

@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import llguidance
-import llguidance.hf
 import llguidance.numpy
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from tools.engines.transformers_engine import TransformersEngine, shared_prefix_
 from tools.jobs.job import Job
 
 REASONING_TOKENS = 32
-DECISION_TOKENS = 160
+SPARE_TOKENS = 32
+"""Room beside the longest decision of the menu, should the grammar's tokens differ from the tokenizer's."""
 MAIN = 0
 """Branch in which the chosen decision grows; alternatives are scored in branches 1, 2, ..."""
 
@@ -49,7 +49,7 @@ def deliberate(
     chats: list[list[Message]] = [
         [{"role": "system", "content": system}, {"role": "user", "content": prompt}] for prompt in prompts
     ]
-    decoder = CalibratedDecoder(engine, [engine.encode(chat) for chat in chats], len(schemas))
+    decoder = CalibratedDecoder(engine, [engine.encode(chat) for chat in chats], schemas)
     logprobs = decoder.score_names(list(schemas))
     chosen = max(logprobs, key=lambda name: logprobs[name])
     decision = decoder.decode(schemas[chosen])
@@ -68,12 +68,13 @@ class CalibratedDecoder:
     """Decodes one answer to two prompts at once: the real one and the blanked one (rows 0 and 1 of a tree)."""
 
     @torch.inference_mode()
-    def __init__(self, engine: TransformersEngine, prompts: list[list[int]], num_names: int) -> None:
-        """Prefill both prompts; what they share is computed once."""
+    def __init__(self, engine: TransformersEngine, prompts: list[list[int]], schemas: dict[str, Json]) -> None:
+        """Prefill both prompts; what they share is computed once. schemas: all that may be decoded."""
         self.engine = engine
+        self.num_decision = max(len(self._encode(_longest(schema))) for schema in schemas.values()) + SPARE_TOKENS
         num_shared = shared_prefix_length(prompts)
         prefix = grow_prefix(engine.model, prompts[0][:num_shared])
-        room = DECISION_TOKENS + 16 * (num_names + 1)
+        room = self.num_decision + sum(len(self._encode(_start_of_answer(name))) for name in schemas)
         tree, logits_BV, position_B = grow_trunks(engine.model, prefix, [ids[num_shared:] for ids in prompts], room)
         self.tree: KeyValueTree = tree
         self.position_B = position_B
@@ -83,12 +84,10 @@ class CalibratedDecoder:
     @torch.inference_mode()
     def score_names(self, names: list[str]) -> dict[str, float]:
         """Return the calibrated log-probability of each tool name as the answer's start, normalised over the names."""
-        sequences = [self._encode('{"tool":"' + name + '"') for name in names]
+        sequences = [self._encode(_start_of_answer(name)) for name in names]
         flat = [token for ids in sequences for token in ids]
         owner = [number for number, ids in enumerate(sequences, 1) for _ in ids]
         offset = [place for ids in sequences for place in range(len(ids))]
-        if len(flat) + DECISION_TOKENS > self.tree.capacity - self.tree.length:
-            raise ValueError(f"the menu's {len(names)} tool names are too long to be scored together; shorten them")
         logits_BQV = self._extend(flat, owner, offset).float()
         scores: dict[str, float] = {}
         start = 0
@@ -107,14 +106,13 @@ class CalibratedDecoder:
     @torch.inference_mode()
     def decode(self, schema: Json) -> Json:
         """Return the JSON value that the grammar of the schema and the calibrated model spell out together."""
-        tokenizer = _guide(self.engine)
         grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
-        matcher = llguidance.LLMatcher(tokenizer, grammar)
+        matcher = llguidance.LLMatcher(self.engine.guide, grammar)
         if matcher.get_error():
             raise ValueError(f"the menu's schema is refused by the grammar engine: {matcher.get_error()}")
         tokens: list[int] = []
         logits_BV = self.logits_BV
-        while len(tokens) < DECISION_TOKENS:
+        while len(tokens) < self.num_decision:
             new = matcher.compute_ff_tokens() or [self._best(matcher, logits_BV)]
             new = [token for token in new if token not in self.engine.stop_ids]
             if not new or not matcher.consume_tokens(new):
@@ -145,16 +143,12 @@ class CalibratedDecoder:
         return extend(self.engine.model, self.tree, rows[0], rows[1], rows[2] + self.position_B[:, None])
 
 
-_GUIDES: dict[int, Any] = {}
+def _start_of_answer(name: str) -> str:
+    return '{"tool":"' + name + '"'
 
 
-def _guide(engine: TransformersEngine) -> Any:
-    """Return llguidance's view of the tokenizer; building it takes a second, so it is kept."""
-    if id(engine) not in _GUIDES:
-        width = engine.base.config.vocab_size
-        _GUIDES[id(engine)] = llguidance.hf.from_tokenizer(
-            engine.tokenizer,  # type: ignore[arg-type]
-            n_vocab=width,
-            eos_token=engine.stop_ids.tolist(),
-        )
-    return _GUIDES[id(engine)]
+def _longest(schema: Json) -> str:
+    """Return the longest text that an action's schema allows."""
+    properties = schema["properties"]["arguments"]["properties"]
+    values = {name: max(value["enum"], key=lambda entry: len(json.dumps(entry))) for name, value in properties.items()}
+    return json.dumps({"tool": schema["properties"]["tool"]["const"], "arguments": values})

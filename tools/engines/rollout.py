@@ -170,22 +170,22 @@ def sample_branches(
     temperature: float,
     stop_ids: Tensor,
     generator: torch.Generator,
+    top_k: int = 0,
 ) -> tuple[list[list[list[int]]], list[list[float]], int]:
     """Generate num_samples branches for each suffix.
 
-    Returns token ids and summed log-probabilities, both indexed [prompt][sample], and the number of tokens computed.
+    Returns token ids and summed log-probabilities, both [prompt][sample], and the number of tokens read and written.
     """
-    num_prompts, groups = len(suffixes), num_samples
+    num_prompts, groups, device = len(suffixes), num_samples, model.device
     tree, logits_BV, position_B = grow_trunks(model, prefix, suffixes, max_new_tokens * groups)
     tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(num_prompts)]
     logprobs = [[0.0] * groups for _ in range(num_prompts)]
-    num_computed = sum(map(len, suffixes))
-    row_B = torch.arange(num_prompts, device=model.device)
-    branch_BG = torch.arange(groups, device=model.device).expand(num_prompts, groups)
+    row_B = torch.arange(num_prompts, device=device)
+    branch_BG = torch.arange(groups, device=device).expand(num_prompts, groups)
     active_BG = torch.ones_like(branch_BG, dtype=torch.bool)
     logits_BGV = logits_BV.unsqueeze(1).expand(-1, groups, -1)
     for step in range(max_new_tokens):
-        chosen_BG, chosen_logprob_BG = _choose(logits_BGV, temperature, generator)
+        chosen_BG, chosen_logprob_BG = _choose(logits_BGV, temperature, top_k, generator)
         for row, branches, alive, ids, lps in zip(
             row_B.tolist(), branch_BG.tolist(), active_BG.tolist(), chosen_BG.tolist(), chosen_logprob_BG.tolist(),
             strict=True,
@@ -208,11 +208,11 @@ def sample_branches(
         branch_BG, chosen_BG, active_BG = (part.gather(1, order) for part in (branch_BG, chosen_BG, active_BG))
         position_BG = (position_B + step)[:, None].expand(-1, width)
         logits_BGV = extend(model, tree, chosen_BG, branch_BG, position_BG)
-        num_computed += chosen_BG.numel()
-    return tokens, logprobs, num_computed
+    num_generated = sum(len(branch) for branches in tokens for branch in branches)
+    return tokens, logprobs, sum(map(len, suffixes)) + num_generated
 
 
-def _choose(logits_BGV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _choose(logits_BGV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the chosen tokens (B, G) and their log-probabilities at temperature 1.
 
     Sampling inverts the cumulative distribution with one random number per row: torch.multinomial draws one per
@@ -223,8 +223,12 @@ def _choose(logits_BGV: Tensor, temperature: float, generator: torch.Generator) 
     if temperature == 0:
         chosen = logits_BGV.argmax(-1)
     else:
-        cumulative = (logits_BGV / temperature).softmax(-1).cumsum_(-1)
+        allowed_BGV, token_BGV = logits_BGV.topk(top_k) if top_k else (logits_BGV, None)
+        cumulative = (allowed_BGV / temperature).softmax(-1).cumsum_(-1)
         draw = torch.rand(logits_BGV.shape[:2], generator=generator, device=logits_BGV.device)
         target = (draw * cumulative[..., -1]).unsqueeze(-1)
-        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=logits_BGV.shape[-1] - 1)
+        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+        chosen = chosen.clamp_(max=allowed_BGV.shape[-1] - 1)
+        if token_BGV is not None:
+            chosen = token_BGV.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
     return chosen, logits_BGV.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - log_total_BG

@@ -8,6 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class TransformersEngine:
             return merge_adapter(copy.deepcopy(self.base), model_dir)
         return load_weights(model_dir, self.dtype, self.device)
 
+    @cached_property
+    def guide(self) -> Any:
+        """Llguidance's view of the tokenizer, for constrained decoding."""
+        import llguidance.hf
+
+        width = self.base.config.vocab_size
+        tokenizer: Any = self.tokenizer
+        return llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=self.stop_ids.tolist())
+
     def encode(self, messages: list[Message]) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn. Raises ValueError when over the context."""
         ids = encode_chat(self.tokenizer, messages)
@@ -98,6 +108,7 @@ class TransformersEngine:
                 num_samples=sampling.num_samples,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
+                top_k=sampling.top_k,
                 stop_ids=self.stop_ids,
                 generator=generator,
             )
@@ -198,5 +209,5 @@ def product_rate(dtype: torch.dtype, rows: int = 1024, width: int = 1024, repeat
 
 
 def limit_threads() -> None:
-    """Use the cores this process may run on, and let waiting threads sleep: the machine may be shared."""
+    """Use as many threads as there are cores this process may run on."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

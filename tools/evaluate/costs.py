@@ -14,12 +14,13 @@ def answer_tokens(store: RunStore) -> tuple[float, float]:
 
 
 def verdict_tokens(context: ToolContext) -> float:
-    """Return the tokens of measuring a candidate on the search and gate splits, and the final evaluation kept back."""
+    """Return the tokens of measuring a candidate on the search and gate splits, the first time the base beside it."""
     record = context.store.score(BASE)
     if record is None:
         return 0.0
     sizes = record["split_sizes"]
-    return (sizes["search"] + sizes["gate"]) * sum(answer_tokens(context.store))
+    num_gate = sizes["gate"] * (1 if context.store.verdicts() else 2)
+    return (sizes["search"] + num_gate) * sum(answer_tokens(context.store))
 
 
 def final_tokens(store: RunStore) -> float:

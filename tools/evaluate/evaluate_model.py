@@ -24,15 +24,17 @@ def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> 
     """
     store = run.context.store
     candidate = store.candidate()
-    assert candidate is not None, f"{target} is on the menu only while one waits"
-    champion_before = store.champion()
-    verdict = run.context.referee.judge(candidate["id"])
-    search = run.context.referee.measure(candidate["id"], "search")
-    before = store.score(champion_before) or search
+    # Killed after its verdict and before its result was written, this call runs again and finds no candidate.
+    model_id = candidate["id"] if candidate is not None else store.verdicts()[-1]["model"]
+    search = run.context.referee.measure(model_id, "search")
+    verdict = run.context.referee.judge(model_id)
+    before = store.score(store.verdicts()[-1]["champion"]) or search
+    model = store.get("models", model_id)
+    assert model is not None, f"{target} {model_id} was trained in this run"
     return {
-        "model": candidate["id"],
+        "model": model_id,
         "accepted": verdict["accepted"],
-        "quarantined": None if verdict["accepted"] else candidate["dataset"],
+        "quarantined": None if verdict["accepted"] else model["dataset"],
         "gate_items": verdict["n"],
         "search_score": search["score"],
         "ci95": search["ci95"],

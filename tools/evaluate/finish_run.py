@@ -2,7 +2,7 @@
 
 from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 
-PLATEAU_REJECTIONS = 2
+PLATEAU_REJECTIONS = 3
 
 
 def legal_finish(context: ToolContext) -> Grid | None:

@@ -30,7 +30,9 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], completi
     """Return the tokens of a prompt as the engine would send it, followed by the completion and the stop token."""
     prompt_ids = encode_chat(tokenizer, prompt)
     assert isinstance(tokenizer.eos_token_id, int), "the tokenizer has no stop token; training would never end answers"
-    answer_ids = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    # Without a chat template the prompt ends in "Answer:", and few-shot examples go on with a space.
+    text = completion if tokenizer.chat_template else f" {completion}"
+    answer_ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return TrainingTokens(prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids)
 
 

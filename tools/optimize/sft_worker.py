@@ -35,6 +35,7 @@ LORA_RANK = 16
 TRIAL_STEPS = 4
 """The first steps are a trial: a loss that is not finite or has exploded by then ends the training."""
 CHECKPOINT_SECONDS = 30.0
+RESULT = ("num_examples", "num_steps", "loss_first", "loss_last", "train_s")
 FULL_LEARNING_RATE_FACTOR = 0.05
 
 
@@ -45,6 +46,9 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
 
     # --- Act 1: rows to tokens
     store = RunStore(job.run_dir)
+    known = store.get("models", model_id)
+    if known is not None:  # killed between the manifest and the job's result
+        return {"model": model_id} | {name: known[name] for name in RESULT}
     engine = job.resident.local_engine
     rows = [row for name in datasets for row in store.rows("data", name, "train.jsonl")]
     system_prompt = job.resident.settings["system_prompt"]
@@ -58,12 +62,12 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
     engine.use_model(None)
     parent_dir = store.model_dir(parent)
     parent_method = "base" if parent == BASE else store.get("models", parent)["settings"]["method"]  # type: ignore[index]
+    torch.manual_seed(seed)  # before the adapter is drawn
     model = _starting_model(engine, parent_dir, parent_method, settings["method"])
 
     # --- Act 3: trainer, trial, training
     arguments = _arguments(job, settings, seed, engine.dtype)
-    watch = Watch(job)
-    torch.manual_seed(seed)
+    watch = Watch(job, settings["learning_rate"])
     trainer = CompletionTrainer(
         model=model,
         args=arguments,
@@ -128,8 +132,10 @@ class CompletionTrainer(SFTTrainer):
 class Watch(TrainerCallback):
     """Tells progress, stops a diverging trial, asks for a checkpoint every CHECKPOINT_SECONDS."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, learning_rate: float) -> None:
         self.job = job
+        self.learning_rate = learning_rate
+        """As the planner chose it, for the error message."""
         self.first_loss: float | None = None
         self.last_checkpoint_s = time.monotonic()
 
@@ -143,7 +149,7 @@ class Watch(TrainerCallback):
         if not math.isfinite(loss) or exploded:
             raise ToolError(
                 f"training diverged in step {state.global_step} (loss {self.first_loss:.2f} -> {loss:.2f}) at learning "
-                f"rate {args.learning_rate:g}; choose a lower one"
+                f"rate {self.learning_rate:g}; choose a lower one"
             )
         self.job.progress(state.global_step, state.max_steps, loss=loss)
 
@@ -196,6 +202,7 @@ def _arguments(job: Job, settings: Json, seed: int, engine_dtype: torch.dtype) -
         bf16=engine_dtype == torch.bfloat16 and (on_gpu or settings["method"] == "full"),
         gradient_checkpointing=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and nobody notices
         save_strategy="no",
         save_total_limit=2,
         seed=seed,
@@ -223,8 +230,8 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, method: 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:
     """Return the newest checkpoint that was written to its end (the trainer writes trainer_state.json late)."""
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-    complete = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in needed)]
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")  # one rng_state per process
+    complete = [path for path in folder.glob("checkpoint-*") if all(any(path.glob(name)) for name in needed)]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 

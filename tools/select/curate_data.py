@@ -1,6 +1,6 @@
 """From the samples of all generations to one frozen training set, through the vector memory.
 
-Filters, in order: exact duplicate, already trained on, too easy, cap per item, semantic duplicate, overlap with an
+Filters, in order: exact duplicate, too easy, cap per item, semantic duplicate, overlap with an
 evaluation item (the referee), diversity-aware choice to a size (k-centre greedy, arXiv 1708.00489).
 Writes data/<id>/train.jsonl (TRL's prompt and completion columns) and rejected.jsonl, each row with its reason.
 """
@@ -8,7 +8,7 @@ Writes data/<id>/train.jsonl (TRL's prompt and completion columns) and rejected.
 import random
 from typing import Any, Literal
 
-from memory.records import content_id
+from memory.records import content_id, read_json
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.evaluate.costs import TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
@@ -16,9 +16,12 @@ from tools.jobs.job import Job
 
 LEAST_FIRST_EXAMPLES = 64
 """Enough to teach the answer's form, after which sampling succeeds far more often."""
-LEAST_EXAMPLES = 256
+LEAST_EXAMPLES = 512
 """Later gains are smaller; the referee cannot prove what fewer examples bring."""
-TOO_EASY_PASS_RATE = 0.8
+HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
+"""What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
+RULED_OUT = ("semantic_duplicate", "evaluation_overlap")
+"""Reasons that stay true; a row rejected for another one may be chosen later."""
 CALIBRATION_PAIRS = 32
 
 
@@ -28,27 +31,25 @@ def least_examples(store: RunStore) -> int:
 
 
 def num_unused_items(store: RunStore, keep: str) -> int:
-    """Return how many items have an unused right answer (not_too_easy: and are not solved by nearly every sample)."""
-    rows = unused_right(store)
-    hard = [row for row in rows if keep == "all" or row["pass_rate"] <= TOO_EASY_PASS_RATE]
-    return len({row["item_id"] for row in hard})
+    """Return how many items have an unused right answer and are hard enough."""
+    return len({row["item_id"] for row in unused_right(store) if row["pass_rate"] <= HIGHEST_PASS_RATE[keep]})
 
 
 def unused_right(store: RunStore) -> list[Json]:
-    """Return the right samples that no frozen dataset holds yet, one row per example id."""
-    used = {
-        row["example_id"]
-        for dataset in store.all("data")
-        if dataset["kind"] == "train"
-        for row in store.rows("data", dataset["id"], "train.jsonl")
-    }
-    rows: dict[str, Json] = {}
+    """Return the right samples that no frozen dataset holds and no filter has ruled out for good."""
+    used: set[str] = set()
     for dataset in store.all("data"):
-        if dataset["kind"] == "samples":
-            for row in store.rows("data", dataset["id"], "samples.jsonl"):
-                if row["right"] and row["example_id"] not in used:
-                    rows.setdefault(row["example_id"], row)
-    return list(rows.values())
+        if dataset["kind"] in ("train", "refused"):
+            used |= {row["id"] for row in store.rows("data", dataset["id"], "train.jsonl")}
+            rejected = store.rows("data", dataset["id"], "rejected.jsonl")
+            used |= {row["id"] for row in rejected if row["reason"] in RULED_OUT}
+    return [
+        row
+        for dataset in store.all("data")
+        if dataset["kind"] == "samples"
+        for row in store.rows("data", dataset["id"], "samples.jsonl")
+        if row["right"] and row["example_id"] not in used
+    ]
 
 
 def legal_curation(context: ToolContext) -> Grid | None:
@@ -56,32 +57,33 @@ def legal_curation(context: ToolContext) -> Grid | None:
     if context.store.untrained_datasets() or context.store.candidate():
         return None
     least = least_examples(context.store)
-    enough = [keep for keep in ("all", "not_too_easy") if num_unused_items(context.store, keep) >= least]
+    enough = [keep for keep in HIGHEST_PASS_RATE if num_unused_items(context.store, keep) >= least]
     return {"keep": enough} if enough else None
 
 
 def training_tokens(context: ToolContext, size: int, **_: Any) -> int:
     """Tokens of training on the set once and of the verdict, without which curation is of no use."""
-    size = min(size, num_unused_items(context.store, "all"))
+    size = min(size, num_unused_items(context.store, "not_too_easy"))
     return int(size * TRAINED_TOKEN_COST * sum(answer_tokens(context.store)) + verdict_tokens(context))
 
 
 @tool(stage="select", when=legal_curation, estimate_tokens=training_tokens)
 def curate_data(
     run: ToolRun,
-    size: Literal[256, 512, 1024, 2048] = 1024,
-    keep: Literal["all", "not_too_easy"] = "all",
+    size: Literal[512, 1024] = 1024,
+    keep: Literal["not_too_easy", "hard"] = "not_too_easy",
     choice: Literal["diverse", "random"] = "diverse",
 ) -> Json:
     """Freeze a training set from the right answers that were not used yet: no duplicates, nothing from the evaluation.
 
-    Use it after generating, before training. "not_too_easy" leaves out items that nearly every sample solved. Returns
+    Use it after generating, before training. "hard" keeps items that at most 60 % of the
+    samples solved, "not_too_easy" at most 90 %. Returns
     the dataset's id and size, and how many rows each filter rejected.
     """
     context = run.context
     store = context.store
     sources = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
-    frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "train"]
+    frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] in ("train", "refused")]
     args = {"size": size, "keep": keep, "choice": choice, "seed": context.seed}
     chosen, _ = context.jobs.run(
         "tools.select.curate_data:choose_examples", args, {"sources": sources, "frozen": frozen}
@@ -92,6 +94,9 @@ def curate_data(
         row | {"reason": "evaluation_overlap", "neighbour": None, "similarity": 1.0} for row in overlapping
     ]
     if len(kept) < least_examples(store) // 2:
+        # The rejections are kept, so that these rows no longer count as unused and more can be generated.
+        refused_id = content_id({"kind": "refused", "sources": sources, "frozen": frozen} | args)
+        store.put("data", refused_id, {"kind": "refused"}, {"train.jsonl": [], "rejected.jsonl": rejected})
         raise ToolError(
             f"only {len(kept)} examples pass the filters (at least {least_examples(store) // 2}); generate more"
         )
@@ -118,8 +123,13 @@ def choose_examples(job: Job, size: int, keep: str, choice: str, seed: int) -> J
     rejected: list[Json] = []
     kept: list[Json] = []
     first_of_item: dict[str, str] = {}
+    seen: set[str] = set()
     for row in candidates:
-        if keep == "not_too_easy" and row["pass_rate"] > TOO_EASY_PASS_RATE:
+        if row["example_id"] in seen:
+            rejected.append(_rejection(row, "exact_duplicate", row["example_id"], 1.0))
+            continue
+        seen.add(row["example_id"])
+        if row["pass_rate"] > HIGHEST_PASS_RATE[keep]:
             rejected.append(_rejection(row, "too_easy"))
         elif row["item_id"] in first_of_item:
             rejected.append(_rejection(row, "item_cap", first_of_item[row["item_id"]], 1.0))
@@ -160,7 +170,9 @@ def _calibrate(job: Job, memory: Any) -> float:
     """Find the similarity of rewordings against that of different questions, on items of this very task."""
     from memory.vectors import calibrated_threshold
 
-    questions = [item.question for item in job.resident.task.stream(10_000_000, CALIBRATION_PAIRS, 0)]
+    held_out = set(read_json(job.run_dir / "referee" / "evaluation_ids.json"))
+    items = job.resident.task.stream(10_000_000, 4 * CALIBRATION_PAIRS, 0)
+    questions = [item.question for item in items if item.id not in held_out][:CALIBRATION_PAIRS]
     rewordings = [f"Please answer: {question.lower()}" for question in questions]
     originals, reworded = memory.embed(questions), memory.embed(rewordings)
     duplicates = (originals * reworded).sum(1).tolist()
@@ -209,6 +221,7 @@ def _choose(unique: list[int], vectors: Any, size: int, choice: str, seed: int) 
     points = vectors[unique]
     chosen = [0]
     nearest = points @ points[0]
+    nearest[0] = 2.0  # beyond any cosine: never chosen again
     for _ in range(size - 1):
         farthest = int(np.argmin(nearest))
         chosen.append(farthest)

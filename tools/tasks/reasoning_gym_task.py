@@ -244,7 +244,7 @@ def _difficulty(metadata: dict[str, Any]) -> str:
 
 def _describe_level(name: str, level: float, low: float, high: float) -> str:
     text = f"{level:g}"
-    if isinstance(level, float) or high - low > _MOST_SINGLE_LEVELS:
+    if not float(level).is_integer() or high - low > _MOST_SINGLE_LEVELS:
         width = (high - low) / _NUM_BINS
         number = min(_NUM_BINS - 1, max(0, int((level - low) / width)))
         text = f"{low + number * width:.6g} to {low + (number + 1) * width:.6g}"
