@@ -29,7 +29,7 @@ class RunConfig:
     goal: float | None = _option(None, "stop when the champion's search score reaches this (0 to 1); none: go on")
     seed: int = _option(0, "seed of items, sampling and training")
     search_items: int = _option(128, "items whose scores the planner sees")
-    gate_items: int = _option(400, "items on which the referee accepts or rejects")
+    gate_items: int = _option(600, "items on which the referee accepts or rejects")
     final_items: int = _option(400, "items opened once, at the end")
     max_steps: int = _option(200, "steps after which the run ends in any case")
     engine: str = _option("transformers", "who generates: transformers, or openai:URL#MODEL for an endpoint")

@@ -12,7 +12,6 @@ from typing import Any
 from agent.views import Json, count_text, read_report, score_text, verdict_details, verdict_text
 from memory.records import content_id
 from memory.store import BASE, RunStore
-from tools.engines.publish import lineage
 
 Node = dict[str, Any]
 
@@ -158,7 +157,7 @@ class Thread:
     # --- upwards: what it was made from
 
     def _sample_up(self, row: Json) -> Node:
-        num_samples = self.datasets[row["generation"]]["samples_per_item"]
+        num_samples = row["num_samples"]
         num_right = round(row["pass_rate"] * num_samples)
         text = (
             f"number {row['sample']} in chunk {row['chunk']}, ended by {row['finish']}: the scorer says "
@@ -202,7 +201,7 @@ class Thread:
         model = self.models[model_id]
         rows = [row for name in model["datasets"] for row in self.rows(name, "train.jsonl")]
         writers = dict(Counter(row["model"] for row in rows).most_common())
-        chain = [BASE, *(entry["id"] for entry in lineage(self.store, model_id))]
+        chain = [BASE, *(entry["id"] for entry in self.store.lineage(model_id))]
         settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
         written = f"{model['num_examples']} examples written by {count_text(writers)}"
         text = f"{written} ({settings}); {self._verdict_text(model_id)}"

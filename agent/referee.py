@@ -80,9 +80,10 @@ class Referee:
             return {"accepted": known[0]["accepted"], "n": known[0]["n"]}
         champion = self.store.champion()
         results = {model: self._answer(model, "gate", 0)[1] for model in (champion, candidate)}
-        number = len(self.store.verdicts()) + 1
+        earlier = [verdict["accepted"] for verdict in self.store.verdicts()]
+        number = len(earlier) + 1
         test = paired_test(*([verdict.right for verdict in results[model]] for model in (champion, candidate)))
-        alpha = alpha_for(number)
+        alpha = alpha_for(earlier)
         accepted = test.p_value <= alpha
         detail = {"candidate": candidate, "champion": champion, "number": number, "accepted": accepted, "alpha": alpha}
         if candidate not in {row["candidate"] for row in read_jsonl(self.folder / "verdicts.jsonl")}:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bench.common import ROOT, finish, machine, median
+from tools.acquire.generate_data import TOP_K
 from tools.engines.base import Message, Sampling, build_messages
 from tools.engines.models import DEFAULT_MODEL, resolve_model
 from tools.engines.transformers_engine import TransformersEngine, limit_threads, product_rate
@@ -36,7 +37,7 @@ def plain(engine: TransformersEngine, chats: Chats, num_samples: int, max_new_to
     answers: list[list[int]] = [[] for _ in ids]
     sampling: dict[str, Any] = {"do_sample": False}
     if num_samples > 1:
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": num_samples}
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": TOP_K, "num_return_sequences": num_samples}
     for start in range(0, len(order), PLAIN_BATCH):
         batch = order[start : start + PLAIN_BATCH]
         longest = max(len(ids[index]) for index in batch)
@@ -73,7 +74,7 @@ def compare(
     engine: TransformersEngine, chats: Chats, num_samples: int, max_new_tokens: int, rounds: int
 ) -> dict[str, Any]:
     """Time both in turns; returns medians, their ratio, equal share, largest logit gap and tokens per second."""
-    sampling = Sampling(max_new_tokens, num_samples, 1.0 if num_samples > 1 else 0.0)
+    sampling = Sampling(max_new_tokens, num_samples, 1.0 if num_samples > 1 else 0.0, top_k=TOP_K)
     engine.generate(chats[:16], sampling)
     plain(engine, chats[:16], num_samples, max_new_tokens)
     ours_s, plain_s = [], []
@@ -97,8 +98,9 @@ def compare(
     }
     if num_samples == 1:
         texts = [samples[0].text for samples in ours]
-        decoded = [str(engine.tokenizer.decode(ids, skip_special_tokens=True)) for ids in theirs]
-        differing = [index for index in range(len(chats)) if texts[index] != decoded[index]]
+        mine = [(samples[0].text, samples[0].num_tokens) for samples in ours]
+        plains = [(str(engine.tokenizer.decode(ids, skip_special_tokens=True)), len(ids)) for ids in theirs]
+        differing = [index for index in range(len(chats)) if mine[index] != plains[index]]
         encode = engine.tokenizer
         gaps = [
             logit_gap(
@@ -107,6 +109,7 @@ def compare(
             for index in differing
         ]
         figures |= {"equal": 1 - len(differing) / len(chats), "largest_gap": max(gaps, default=0.0)}
+        figures["answer_tokens"] = sum(samples[0].num_tokens for samples in ours)
     return figures
 
 
@@ -133,9 +136,9 @@ def main() -> None:
     }
     body = sum(p.numel() for name, p in engine.base.named_parameters() if "embed" not in name and "lm_head" not in name)
     head = engine.base.get_output_embeddings().weight.numel()
-    # Every token passes the layers; the vocabulary is computed where a token is chosen: NEW_TOKENS times an item.
+    # Every computed token passes the layers; the vocabulary is computed where a token is chosen.
     zero = cases["zero_shot"]
-    flops = 2 * (body * zero["tokens_per_s"] * zero["ours_s"] + head * num_items * NEW_TOKENS)
+    flops = 2 * (body * zero["tokens_per_s"] * zero["ours_s"] + head * zero["answer_tokens"])
     zero["gflops"], zero["peak_gflops"] = flops / zero["ours_s"] / 1e9, peak
     print(f"machine: {machine()}; fp32, medians of {rounds} rounds in turns")
     for name, case in cases.items():

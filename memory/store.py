@@ -73,12 +73,28 @@ class RunStore:
         return waiting[-1] if waiting else None
 
     def quarantined(self) -> set[str]:
-        """Return the ids of datasets that only rejected candidates were trained on."""
-        accepted = {verdict["model"] for verdict in self.verdicts() if verdict["accepted"]}
-        rejected = {verdict["model"] for verdict in self.verdicts()} - accepted
-        models = self.all("models")
-        kept = {model["dataset"] for model in models if model["id"] in accepted}
-        return {model["dataset"] for model in models if model["id"] in rejected} - kept
+        """Return the ids of datasets in the lineage of rejected candidates only."""
+        verdicts = self.verdicts()
+        kept = {name for verdict in verdicts if verdict["accepted"] for name in self.trained_on(verdict["model"])}
+        return {name for verdict in verdicts for name in self.trained_on(verdict["model"])} - kept
+
+    def lineage(self, model_id: str) -> list[Record]:
+        """Return the manifests of the models from the first after the base to this one; [] for the base.
+
+        Raises ValueError when the chain of parents is broken.
+        """
+        chain: list[Record] = []
+        while model_id != BASE:
+            model = self.get("models", model_id)
+            if model is None or model in chain:
+                raise ValueError(f"the lineage of the model is broken at {model_id!r}: run `run_agent.py doctor`")
+            chain.insert(0, model)
+            model_id = model["parent"]
+        return chain
+
+    def trained_on(self, model_id: str) -> list[str]:
+        """Return the ids of the datasets that made a model what it is, oldest first."""
+        return list(dict.fromkeys(name for model in self.lineage(model_id) for name in model["datasets"]))
 
     def untrained_datasets(self) -> list[Record]:
         """Return the frozen datasets on which no model was trained yet, newest first."""

@@ -172,7 +172,7 @@ def test_every_setting_is_an_option_of_start(capsys: pytest.CaptureFixture[str])
     text = " ".join(capsys.readouterr().out.split())
     for setting in dataclasses.fields(RunConfig):
         assert f"--{setting.name.replace('_', '-')} " in text
-    assert "items on which the referee accepts or rejects (default: 400)" in text
+    assert "items on which the referee accepts or rejects (default: 600)" in text
 
 
 @pytest.mark.parametrize(("reason", "code"), [("plateau", 0), ("budget", 0), ("failed", 1), ("user_stopped", 130)])

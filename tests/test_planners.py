@@ -99,7 +99,7 @@ def test_the_rules_follow_the_schedule(context: ToolContext) -> None:
     decision = RulesPlanner().decide("", real_menu(context), 1)
     assert decision["tool"] == "generate_data"
     assert decision["args"] == {
-        "num_items": 1024, "samples_per_item": 8, "temperature": 1.0, "prompting": "few_shot"
+        "num_items": 512, "samples_per_item": 32, "temperature": 1.2, "prompting": "few_shot"
     }  # fmt: skip
     order = ["evaluate_model", "finetune_model", "curate_data", "generate_data", "note_lesson", "finish_run"]
     menu = [Choice(tool=name, description="", arguments={}) for name in reversed(order)]

@@ -30,8 +30,8 @@ def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "run")
 
 
-def put_model(store: RunStore, name: str, dataset: str) -> None:
-    store.put("models", name, {"dataset": dataset})
+def put_model(store: RunStore, name: str, dataset: str, parent: str = "base") -> None:
+    store.put("models", name, {"dataset": dataset, "datasets": [dataset], "parent": parent})
 
 
 def put_verdict(store: RunStore, model: str, accepted: bool) -> None:
@@ -196,6 +196,19 @@ def test_a_dataset_is_quarantined_when_only_rejected_candidates_used_it(store: R
         put_verdict(store, name, accepted)
     put_model(store, "m5", "waiting")
     assert store.quarantined() == {"bad"}
+
+
+def test_a_rejected_step_in_the_lineage_of_the_champion_is_not_quarantined(store: RunStore) -> None:
+    for name, dataset, parent, accepted in [
+        ("m1", "d1", "base", True),
+        ("m2", "d2", "m1", False),
+        ("m3", "d3", "m2", True),
+        ("m4", "d4", "m3", False),
+    ]:
+        put_model(store, name, dataset, parent)
+        put_verdict(store, name, accepted)
+    assert store.trained_on("m3") == ["d1", "d2", "d3"]
+    assert store.quarantined() == {"d4"}
 
 
 def test_a_dataset_waits_until_a_model_was_trained_on_it(store: RunStore) -> None:

@@ -186,12 +186,14 @@ def test_answers_come_in_the_order_of_the_prompts(engine: TransformersEngine) ->
     assert len({samples[0].text for samples in together}) > 1
 
 
-def test_many_prompts_are_done_in_batches_and_told(engine: TransformersEngine) -> None:
+@pytest.mark.parametrize("columns", [16_384, 64, 5])
+def test_many_prompts_and_samples_are_done_in_parts(
+    engine: TransformersEngine, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.engines.transformers_engine.COLUMNS_PER_FORWARD", columns)
     questions = [f"{number:0{1 + number % 60}d}" for number in range(120)]
-    done: list[int] = []
-    answers = engine.generate(chats(*questions), Sampling(2, 8, 1.0), done.append)
-    assert all(len(samples) == 8 for samples in answers)
-    assert len(done) > 1 and done == sorted(done) and done[-1] == 120
+    answers = engine.generate(chats(*questions), Sampling(2, 8, 1.0))
+    assert len(answers) == 120 and all(len(samples) == 8 for samples in answers)
 
 
 def test_a_shared_prefix_is_counted_once(engine: TransformersEngine) -> None:
@@ -201,14 +203,39 @@ def test_a_shared_prefix_is_counted_once(engine: TransformersEngine) -> None:
     assert num_shared > 20
     before = engine.tokens_processed
     engine.generate(prompts, Sampling(1))
-    assert 0 <= engine.tokens_processed - before - (sum(lengths) - num_shared) <= 2  # one new token each
+    assert engine.tokens_processed - before == sum(lengths) - (len(lengths) - 1) * num_shared
 
 
-def test_processed_tokens_are_prompt_tokens_and_generated_tokens(engine: TransformersEngine) -> None:
+def test_processed_tokens_are_those_that_went_through_the_model(engine: TransformersEngine) -> None:
     prompt = chats("abc")
     before = engine.tokens_processed
     (sample,) = engine.generate(prompt, Sampling(5))[0]
-    assert engine.tokens_processed - before == len(engine.encode(prompt[0])) + sample.num_tokens
+    # The last token of an answer is drawn and never read.
+    assert engine.tokens_processed - before == len(engine.encode(prompt[0])) + sample.num_tokens - 1
+
+
+def test_samples_that_agree_are_computed_once(engine: TransformersEngine) -> None:
+    prompt = chats("abc")
+    costs = []
+    for num_samples in (1, 50):
+        before = engine.tokens_processed
+        samples = engine.generate(prompt, Sampling(5, num_samples, temperature=1e-6))[0]
+        assert len(samples) == num_samples and len({sample.text for sample in samples}) == 1
+        costs.append(engine.tokens_processed - before)
+    assert costs[0] == costs[1]
+
+
+def test_computed_nodes_are_the_distinct_beginnings_of_the_samples(engine: TransformersEngine) -> None:
+    ids = engine.encode(chats("abc")[0])
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        tokens, _, num_computed = sample_branches(
+            engine.model, None, [ids], num_samples=64, max_new_tokens=3, temperature=2.0, stop_ids=NEVER,
+            generator=generator,
+        )  # fmt: skip
+    beginnings = {tuple(answer[:length]) for answer in tokens[0] for length in (1, 2)}
+    assert 64 < len(beginnings) < 128, "the test needs samples that share some beginnings"
+    assert num_computed == len(ids) + len(beginnings)
 
 
 def test_no_prompts_give_no_answers(engine: TransformersEngine) -> None:

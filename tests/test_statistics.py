@@ -81,8 +81,8 @@ def test_results_on_other_items_are_refused(champion: list[bool], candidate: lis
 
 
 def test_the_levels_of_all_candidates_add_up_to_alpha() -> None:
-    levels = [alpha_for(number) for number in range(1, 300)]
-    assert levels[0] == pytest.approx(0.0075)
+    levels = [alpha_for([False] * number) for number in range(300)]
+    assert levels[0] == pytest.approx(0.01)
     assert levels == sorted(levels, reverse=True) and levels[-1] > 0
     assert 0.999 * ALPHA < sum(levels) <= ALPHA
 
@@ -101,14 +101,34 @@ def test_a_run_of_candidates_that_are_no_better_promotes_hardly_ever() -> None:
         broken[:, number] = (champion & ~candidate).sum((1, 2))
     for run_fixed, run_broken in zip(fixed.tolist(), broken.tolist(), strict=True):
         values = [p_value(a, b) for a, b in zip(run_fixed, run_broken, strict=True)]
-        wrong += any(value <= alpha_for(number) for number, value in enumerate(values, 1))
+        wrong += any(value <= alpha_for([False] * number) for number, value in enumerate(values))
     # All candidates share one measurement of the champion, and the test is discrete: below alpha, but not at zero.
     assert 0 < wrong / num_runs <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / num_runs) ** 0.5
 
 
 def test_a_clear_gain_is_promoted() -> None:
-    assert p_value(40, 10) < alpha_for(10)
-    assert p_value(14, 10) > alpha_for(1)
+    assert p_value(40, 10) < alpha_for([False] * 9)
+    assert p_value(14, 10) > alpha_for([])
+
+
+def test_an_accepted_candidate_passes_its_level_on() -> None:
+    assert alpha_for([True]) == pytest.approx(0.01 + 0.008)
+    assert alpha_for([True, True]) == pytest.approx(0.01 + 0.008 + 0.0064)
+    assert alpha_for([True, False]) == pytest.approx(0.0064)
+    assert alpha_for([False, True]) == pytest.approx(0.008 + 0.0064)
+    assert alpha_for([True] * 500) < ALPHA
+
+
+def test_wrong_promotions_after_a_right_one_stay_rare_too() -> None:
+    """The first candidates are truly better, the later ones are not: the passed-on level must not be overspent."""
+    chance = np.random.default_rng(1)
+    num_runs, num_wrong = 20_000, 0
+    for values in chance.random((num_runs, 10)).tolist():
+        verdicts = [True, True]
+        for value in values:
+            verdicts.append(value <= alpha_for(verdicts))
+        num_wrong += any(verdicts[2:])
+    assert 0 < num_wrong / num_runs <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / num_runs) ** 0.5
 
 
 def test_tokens_limit_a_run_whatever_the_clock_says() -> None:

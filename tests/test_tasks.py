@@ -110,9 +110,16 @@ def test_reasoning_gym_splits_are_disjoint_deterministic_and_without_seeds() -> 
 def test_reasoning_gym_seeds_stay_out_even_when_they_are_drawn() -> None:
     task = load_task("reasoning_gym:chain_sum?max_terms=2&max_digits=1")  # 200 distinct questions
     seeds = set(ids(task.seed_examples()))
-    held_out = {item.id for split in task.splits(SplitSizes(60, 60, 60), seed=0) for item in split}
+    held_out = {item.id for split in task.splits(SplitSizes(20, 20, 60), seed=0) for item in split}
     assert not seeds & held_out
     assert not seeds & set(ids(task.stream(0, 1000, seed=0)))
+
+
+def test_evaluation_leaves_something_of_a_rare_kind_to_training() -> None:
+    task = load_task("reasoning_gym:chain_sum?max_terms=2&max_digits=2")  # 200 distinct questions have one digit
+    held_out = {item.id for split in task.splits(SplitSizes(128, 600, 400), seed=0) for item in split}
+    left = {item.id for item in task.stream(0, 4000, seed=0) if item.difficulty == "1 digit"} - held_out
+    assert 10 <= len(left) <= 60
 
 
 def test_reasoning_gym_stream_gives_each_index_the_same_item() -> None:
@@ -125,7 +132,9 @@ def test_reasoning_gym_stream_gives_each_index_the_same_item() -> None:
 
 def test_a_generator_with_too_few_items_is_explained() -> None:
     task = load_task("reasoning_gym:chain_sum?max_terms=2&max_digits=1")
-    with pytest.raises(ValueError, match=r"only 194 distinct items .* and 300 are needed .*--search-items"):
+    with pytest.raises(
+        ValueError, match=r"only 1\d\d distinct items for evaluation .* and 300 are needed .*--search-items"
+    ):
         task.splits(SplitSizes(100, 100, 100), seed=0)
 
 

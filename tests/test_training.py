@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from memory.records import read_json
 from memory.store import BASE, RunStore
-from tools.contract import ToolError
+from tools.contract import Jobs, Judge, ToolContext, ToolError
 from tools.engines.base import Sampling, build_messages
 from tools.jobs.job import Job
 from tools.jobs.worker import Resident
 from tools.optimize import sft_worker
 from tools.optimize.collate import IGNORED, PrefixCollator, shared_prompt_length, tokenise
+from tools.optimize.finetune_model import latest_model, legal_training
 from tools.optimize.sft_worker import CompletionTrainer, train
 
 Run = Callable[[str], Path]
@@ -77,12 +78,15 @@ def train_toy(
     resident: Resident | None = None,
     parent: str = BASE,
     datasets: tuple[str, ...] = ("toy",),
+    rehearse: tuple[str, ...] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     chosen = {"start_from": "base", "method": "lora", "learning_rate": 0.03, "schedule": "linear", "epochs": 4}
     folder = run_dir / "jobs" / "training"
     chosen |= settings
-    return train(job(folder, resident or Resident(run_dir)), model_id, chosen, parent, list(datasets), 0)
+    return train(
+        job(folder, resident or Resident(run_dir)), model_id, chosen, parent, list(datasets), list(rehearse), 0
+    )
 
 
 def weights(run_dir: Path, model_id: str = "m1") -> dict[str, Tensor]:
@@ -329,3 +333,66 @@ def test_the_default_model_learns_to_reverse_strings(default_model: Path, new_ru
         num_right.append(sum(row["completion"] == answer[0].text for row, answer in zip(rows, answers, strict=True)))
     assert num_right[0] == num_right[2] < 5
     assert num_right[1] > 32
+
+
+@pytest.mark.parametrize(
+    ("scores", "accepted", "latest"),
+    [
+        ([], [], "base"),
+        ([0.2], [True], "m0"),
+        ([0.2, 0.25], [True, False], "m1"),
+        ([0.2, 0.15], [True, False], "m0"),
+        ([0.2, 0.25, 0.3], [True, False, True], "m2"),
+        ([0.1], [False], "m0"),
+        ([0.0], [False], "base"),
+    ],
+)
+def test_training_goes_on_from_the_newest_model_unless_it_got_worse(
+    tmp_path: Path, scores: list[float], accepted: list[bool], latest: str
+) -> None:
+    store = RunStore(tmp_path)
+    store.put("evals", "base", {"model": BASE, "split": "search", "shots": 0, "score": 0.0})
+    for number, (score, kept) in enumerate(zip(scores, accepted, strict=True)):
+        record = {"model": f"m{number}", "shots": 0}
+        store.put("models", f"m{number}", {"parent": BASE, "datasets": [f"d{number}"]})
+        store.put("evals", f"search{number}", record | {"split": "search", "score": score})
+        store.put("evals", f"gate{number}", record | {"split": "gate", "accepted": kept})
+    assert latest_model(store) == latest
+
+
+def test_rehearsal_takes_as_many_of_each_difficulty() -> None:
+    rows = [{"difficulty": "easy", "n": n} for n in range(3)] + [{"difficulty": "hard", "n": n} for n in range(50)]
+    taken = sft_worker.rehearsal(rows, 20, 0)
+    assert [row["difficulty"] for row in taken] == ["easy"] * 10 + ["hard"] * 10
+    assert {row["n"] for row in taken[:10]} == {0, 1, 2} and len({row["n"] for row in taken[10:]}) == 10
+    assert sft_worker.rehearsal([], 20, 0) == []
+    assert sft_worker.rehearsal(rows, 20, 0) == taken != sft_worker.rehearsal(rows, 20, 1)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "num_new", "starts", "epochs", "rates"),
+    [
+        ([], 100, ["base"], [1, 2], [0.001, 0.002]),
+        ([], 600, ["base"], [1], [0.001, 0.002]),
+        ([True], 100, ["latest"], [1, 2], [0.0005, 0.001]),
+        ([True, False], 100, ["latest", "base"], [1, 2], [0.0005, 0.001]),
+        ([True, True, False], 300, ["latest", "base"], [1], [0.0005, 0.001]),  # the base would read 540 examples
+    ],
+)
+def test_what_training_offers(
+    tmp_path: Path, accepted: list[bool], num_new: int, starts: list[str], epochs: list[int], rates: list[float]
+) -> None:
+    store = RunStore(tmp_path)
+    record = {"model": BASE, "split": "search", "shots": 0, "score": 0.0, "identity": {"device": "cpu"}}
+    store.put("evals", "base", record)
+    for number, kept in enumerate(accepted):
+        store.put("data", f"d{number}", {"kind": "train", "num_examples": 120})
+        manifest = {"parent": BASE if number == 0 else f"m{number - 1}", "dataset": f"d{number}"}
+        store.put("models", f"m{number}", manifest | {"datasets": [f"d{number}"], "settings": {"method": "lora"}})
+        store.put("evals", f"s{number}", record | {"model": f"m{number}", "score": 0.1 + number / 10})
+        store.put("evals", f"g{number}", {"model": f"m{number}", "split": "gate", "shots": 0, "accepted": kept})
+    store.put("data", "new", {"kind": "train", "num_examples": num_new})
+    context = ToolContext(store, cast(Jobs, None), cast(Judge, None), 0, "sums")
+    assert legal_training(context) == {
+        "start_from": starts, "method": ["lora"], "epochs": epochs, "learning_rate": rates
+    }  # fmt: skip

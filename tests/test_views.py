@@ -66,7 +66,7 @@ def sample(example: str, right: bool, index: int) -> Json:
         "example_id": example, "item_id": f"item-{example}", "prompt": f"What is {index} + 1?", "completion": "2",
         "right": right, "verdict": "right" if right else "wrong", "score": float(right), "finish": "stop",
         "logprob": -1.5, "pass_rate": 0.5, "difficulty": "1 digit", "model": "base", "generation": SAMPLES,
-        "chunk": 0, "sample": index,
+        "chunk": 0, "sample": index, "num_samples": 2,
     }  # fmt: skip
 
 

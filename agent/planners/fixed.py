@@ -10,14 +10,14 @@ from agent.planners.base import Choice, Decision, InvalidDecision, check_decisio
 RULES: dict[str, dict[str, Any]] = {
     "evaluate_model": {"target": "candidate"},
     "finetune_model": {
-        "start_from": "champion",
+        "start_from": "latest",
         "method": "lora",
         "learning_rate": 0.001,
         "schedule": "linear",
         "epochs": 1,
     },
     "curate_data": {"size": 1024, "keep": "not_too_easy", "choice": "diverse"},
-    "generate_data": {"num_items": 1024, "samples_per_item": 8, "temperature": 1.0, "prompting": "zero_shot"},
+    "generate_data": {"num_items": 1024, "samples_per_item": 32, "temperature": 1.2, "prompting": "zero_shot"},
     "note_lesson": {},
     "finish_run": {},
 }

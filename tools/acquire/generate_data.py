@@ -1,7 +1,7 @@
 """Sample answers from the champion on fresh training items; the scorer says which are right.
 
 Rejection sampling as in RFT (arXiv 2308.01825) and ReST-EM (arXiv 2312.06585); right and wrong samples are all kept
-with their provenance in data/<id>/samples.jsonl.
+with their provenance in data/<id>/samples.jsonl; right.jsonl repeats the right ones, which are read often.
 """
 
 import zlib
@@ -10,16 +10,16 @@ from typing import Any, Literal
 from memory.records import append_jsonl, content_id, read_json, read_jsonl
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
-from tools.evaluate.costs import answer_tokens, verdict_tokens
+from tools.evaluate.costs import answer_tokens, new_set_tokens
 from tools.jobs.job import Job
 from tools.select.curate_data import least_examples, num_unused_items
 
 TOP_K = 20
 """High temperatures find answers to hard items only while nonsense from the tail of the vocabulary is cut off."""
-CHUNK_ITEMS = 128
+CHUNK_ITEMS = 256
 """Items sampled between two writes to disk: what a kill can cost."""
-
-
+FIRST_SAMPLES = 4
+"""Samples of every item; the rest of samples_per_item go to the items that none of these solved."""
 ENOUGH_SETS = 1.5
 """Unused right answers for this many smallest training sets are enough; more would only cost budget."""
 
@@ -34,7 +34,10 @@ def legal_prompting(context: ToolContext) -> Grid | None:
         return None
     zero_shot = context.store.score(context.store.champion())
     solved = zero_shot is not None and zero_shot["score"] >= 0.1
-    return {"prompting": ["zero_shot"] if solved else ["few_shot"]}
+    # Few-shot answers teach the form, for which few are enough.
+    if not solved:
+        return {"prompting": ["few_shot"], "num_items": [512]}
+    return {"prompting": ["zero_shot"], "num_items": [1024, 1536]}
 
 
 def generation_tokens(
@@ -43,21 +46,26 @@ def generation_tokens(
     """Tokens of the sampling, and of the least training and verdict that make it useful."""
     del prompting, temperature
     prompt, answer = answer_tokens(context.store)
-    return int(num_items * (prompt + samples_per_item * answer) + 128 * 3 * (prompt + answer) + verdict_tokens(context))
+    earlier = [dataset for dataset in context.store.all("data") if dataset["kind"] == "samples"]
+    drawn = sum(dataset["num_samples"] for dataset in earlier) * answer
+    # Samples that begin alike are computed once and solved items get few: what that saved so far it will save again.
+    share = min(1.0, sum(dataset["num_tokens"] for dataset in earlier) / drawn) if drawn else 1.0
+    sampling = num_items * (2 * prompt + samples_per_item * answer * share)
+    return int(sampling + new_set_tokens(context, least_examples(context.store)))
 
 
 @tool(stage="acquire", when=legal_prompting, estimate_tokens=generation_tokens)
 def generate_data(
     run: ToolRun,
-    num_items: Literal[512, 1024] = 1024,
-    samples_per_item: Literal[8, 16] = 8,
-    temperature: Literal[1.0, 1.5] = 1.0,  # type: ignore[valid-type]  # grids may hold floats
+    num_items: Literal[512, 1024, 1536] = 1024,
+    samples_per_item: Literal[32, 64] = 32,
+    temperature: Literal[1.0, 1.2] = 1.2,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot"] = "zero_shot",
 ) -> Json:
     """Let the champion answer new training items many times and keep what the scorer says is right.
 
-    Use it when there are few unused right answers. More samples per item find answers to harder items. Returns the
-    number of items, of items with at least one right answer, and the pass rate.
+    Use it when there are few unused right answers. Every item gets 4 samples, and up to samples_per_item while none is
+    right: more find answers to harder items. Returns how many items have a right answer, and the pass rate.
     """
     store = run.context.store
     earlier = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
@@ -87,6 +95,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         )
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
     job.resident.engine.use_model(store.model_dir(args["model"]))
+    before = job.resident.engine.tokens_processed
     for number, chunk in enumerate(chunks):
         if number not in done_chunks:
             rows = _sample_chunk(job, args, chunk, number, dataset_id)
@@ -94,6 +103,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
     rows = _whole_chunks(list(read_jsonl(partial)))
     right = [row for row in rows if row["right"]]
+    first = [row for row in rows if row["sample"] < FIRST_SAMPLES]  # later ones went to the hard items only
     manifest = args | {
         "kind": "samples",
         "num_items": len(items),
@@ -103,9 +113,10 @@ def sample_items(job: Job, **args: Any) -> Json:
         "num_right": len(right),
         "num_items_right": len({row["item_id"] for row in right}),
         "num_distinct_right": len({row["example_id"] for row in right}),
-        "pass_rate": len(right) / max(1, len(rows)),
+        "pass_rate": sum(row["right"] for row in first) / max(1, len(first)),
+        "num_tokens": job.resident.engine.tokens_processed - before,
     }
-    store.put("data", dataset_id, manifest, {"samples.jsonl": rows})
+    store.put("data", dataset_id, manifest, {"samples.jsonl": rows, "right.jsonl": right})
     shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
     return {"dataset": dataset_id, "pass_rate": round(manifest["pass_rate"], 4)} | {key: manifest[key] for key in shown}
 
@@ -134,27 +145,21 @@ def _seen_items(run_dir: Any) -> list[str]:
     """Return the items that have a right answer already; one without may be tried again by a better model."""
     store = RunStore(run_dir)
     earlier = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
-    samples = (row for dataset in earlier for row in store.rows("data", dataset, "samples.jsonl"))
-    return [row["item_id"] for row in samples if row["right"]]
+    return [row["item_id"] for dataset in earlier for row in store.rows("data", dataset, "right.jsonl")]
 
 
 def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_id: str) -> list[Json]:
-    from tools.engines.base import Sampling, build_messages
-
-    task, resident = job.resident.task, job.resident
-    shots = [(item.question, item.answer) for item in task.seed_examples()] if args["shots"] else []
-    seed = zlib.crc32(f"{dataset_id}/{number}".encode())
-    sampling = Sampling(task.max_new_tokens, args["samples_per_item"], args["temperature"], seed, TOP_K)
-    system_prompt = resident.settings["system_prompt"]
-    prompts = [build_messages(item.question, shots, system_prompt) for item in chunk]
-    answers = resident.engine.generate(prompts, sampling)
-    pairs = [(item, completion.text) for item, samples in zip(chunk, answers, strict=True) for completion in samples]
-    verdicts = iter(resident.scorer.score(pairs))
+    first = min(FIRST_SAMPLES, args["samples_per_item"])
+    judged = _sample(job, args, chunk, first, f"{dataset_id}/{number}")
+    unsolved = [item for item in chunk if not any(right for _, _, right in judged[item.id])]
+    if unsolved and args["samples_per_item"] > first:
+        more = _sample(job, args, unsolved, args["samples_per_item"] - first, f"{dataset_id}/{number}/unsolved")
+        for item_id, samples in more.items():
+            judged[item_id] += samples
     rows = []
-    for item, samples in zip(chunk, answers, strict=True):
-        judged = [(completion, next(verdicts)) for completion in samples]
-        pass_rate = sum(verdict.right for _, verdict in judged) / len(judged)
-        for index, (completion, verdict) in enumerate(judged):
+    for item in chunk:
+        pass_rate = sum(right for _, _, right in judged[item.id]) / len(judged[item.id])
+        for index, (completion, verdict, right) in enumerate(judged[item.id]):
             text = completion.text.strip()
             rows.append(
                 {
@@ -162,7 +167,7 @@ def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_i
                     "item_id": item.id,
                     "prompt": item.question,
                     "completion": text,
-                    "right": verdict.right and completion.finish == "stop",
+                    "right": right,
                     "verdict": verdict.kind,
                     "score": verdict.score,
                     "finish": completion.finish,
@@ -173,9 +178,32 @@ def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_i
                     "generation": dataset_id,
                     "chunk": number,
                     "sample": index,
+                    "num_samples": len(judged[item.id]),
                 }
             )
     return rows
+
+
+def _sample(
+    job: Job, args: Json, items: list[Any], num_samples: int, purpose: str
+) -> dict[str, list[tuple[Any, Any, bool]]]:
+    """Return (completion, verdict, right) of every sample by item id; an answer that was cut off is not right."""
+    from tools.engines.base import Sampling, build_messages
+
+    task, resident = job.resident.task, job.resident
+    shots = [(item.question, item.answer) for item in task.seed_examples()] if args["shots"] else []
+    sampling = Sampling(task.max_new_tokens, num_samples, args["temperature"], zlib.crc32(purpose.encode()), TOP_K)
+    prompts = [build_messages(item.question, shots, resident.settings["system_prompt"]) for item in items]
+    answers = resident.engine.generate(prompts, sampling)
+    pairs = [(item, completion.text) for item, samples in zip(items, answers, strict=True) for completion in samples]
+    verdicts = iter(resident.scorer.score(pairs))
+    return {
+        item.id: [
+            (completion, verdict, verdict.right and completion.finish == "stop")
+            for completion, verdict in zip(samples, verdicts, strict=False)  # takes as many verdicts as samples
+        ]
+        for item, samples in zip(items, answers, strict=True)
+    }
 
 
 def _whole_chunks(rows: list[Json]) -> list[Json]:

@@ -44,7 +44,7 @@ class Engine(Protocol):
     """Generates for one model at a time; `use_model` switches. Prompts longer than the context raise ValueError."""
 
     tokens_processed: int
-    """Prompt tokens computed plus tokens generated since the start (a shared prefix counts once)."""
+    """Tokens that went through the model since the start: what prompts or samples share counts once."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides an answer beside the weights: engine, dtype, device, library versions."""

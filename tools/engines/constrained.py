@@ -77,6 +77,8 @@ class CalibratedDecoder:
         room = self.num_decision + sum(len(self._encode(_start_of_answer(name))) for name in schemas)
         tree, logits_BV, position_B = grow_trunks(engine.model, prefix, [ids[num_shared:] for ids in prompts], room)
         self.tree: KeyValueTree = tree
+        self.owner: list[int] = []
+        """The branch of each token after the trunk."""
         self.position_B = position_B
         self.logits_BV = logits_BV
         engine.tokens_processed += num_shared + sum(len(ids) - num_shared for ids in prompts)
@@ -137,10 +139,16 @@ class CalibratedDecoder:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _extend(self, tokens: list[int], owner: list[int], offset: list[int]) -> Tensor:
+        """Append tokens to both rows; each sees the trunk and what came before it in its own branch."""
         device = self.engine.device
         self.engine.tokens_processed += 2 * len(tokens)
-        rows = [torch.tensor(values, device=device).expand(2, -1) for values in (tokens, owner, offset)]
-        return extend(self.engine.model, self.tree, rows[0], rows[1], rows[2] + self.position_B[:, None])
+        self.owner += owner
+        owner_L = torch.tensor(self.owner, device=device)
+        branch_QL = (owner_L[:, None] == owner_L).tril()[-len(tokens) :]
+        trunk_BQL = self.tree.trunk_BL.unsqueeze(1).expand(-1, len(tokens), -1)
+        seen_BQL = torch.cat([trunk_BQL, branch_QL.expand(2, -1, -1)], dim=-1)
+        tokens_BQ, offset_BQ = (torch.tensor(values, device=device).expand(2, -1) for values in (tokens, offset))
+        return extend(self.engine.model, self.tree, tokens_BQ, seen_BQL, offset_BQ + self.position_B[:, None])
 
 
 def _start_of_answer(name: str) -> str:

@@ -81,18 +81,6 @@ def refill_memory(job: Job) -> Json:
     return {"num_examples": len(rows), "num_datasets": len(frozen)}
 
 
-def lineage(store: RunStore, model_id: str) -> list[Json]:
-    """Return the manifests of the models from the first after the base to this one; [] for the base."""
-    chain: list[Json] = []
-    while model_id != BASE:
-        model = store.get("models", model_id)
-        if model is None or model in chain:
-            raise ValueError(f"the lineage of the model is broken at {model_id!r}: run `run_agent.py doctor`")
-        chain.insert(0, model)
-        model_id = model["parent"]
-    return chain
-
-
 def model_card(record: Json, store: RunStore, model_id: str, final: Json | None, adapter_only: bool, dtype: str) -> str:
     """Return README.md: front matter, scores with n and interval, lineage, how to load it.
 
@@ -160,7 +148,7 @@ def _score_row(split: str, name: str, score: Json) -> str:
 def _lineage_table(store: RunStore, model_id: str) -> list[str]:
     rows = ["| model | parent | datasets | examples | settings | verdict |", "|---|---|---|---|---|---|"]
     verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
-    for model in lineage(store, model_id):
+    for model in store.lineage(model_id):
         settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
         verdict: Any = verdicts.get(model["id"])
         said = "none" if verdict is None else f"{'accepted' if verdict['accepted'] else 'rejected'} (n={verdict['n']})"

@@ -1,12 +1,13 @@
-"""Fast decoding on shared work: one key-value tree for a common prefix, many prompts, and several samples of each.
+"""Fast decoding on shared work: one key-value tree for a common prefix, many prompts, and many samples of each.
 
-Plain batched generation computes a few-shot prefix once per row, copies the whole cache at every step and keeps a
-copy of it per sample. Here a batch is a tree: the common prefix is stored once for all rows, each row holds its own
-prompt (the trunk), and the samples of a prompt are branches inside the row. A branch sees the prefix, the trunk and
-itself. Nothing is expanded or concatenated, so a decoding step costs its matrix products.
+Plain batched generation computes a few-shot prefix once per row, copies the whole cache at every step and computes
+every sample, also those that say the same. Here a batch is a tree: the common prefix is stored once for all rows, each
+row holds its own prompt (the trunk), and below it grows one node per distinct beginning of an answer. Samples that
+agree so far share their node, so many samples of a short answer cost little more than a few. Keys and values are never
+expanded or concatenated.
 
 Shape legend: B rows (prompts), Q new tokens per row, L tokens stored per row, P prefix tokens, G samples per prompt,
-H key-value heads, R query heads per key-value head, D head width, V vocabulary.
+N nodes per row that still grow, H key-value heads, R query heads per key-value head, D head width, V vocabulary.
 """
 
 import math
@@ -16,21 +17,21 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-TRUNK = -1
-"""Owner of a token that every branch of its row sees."""
-PAD = -2
-"""Owner of a column that nobody sees."""
+NOTHING = -1
+"""Token of a sample that has ended."""
+ROWS_IN_CACHE = 16
 
 
 class KeyValueTree:
     """The keys and values of a batch, written in place. Given to the model as `past_key_values`."""
 
-    def __init__(self, prefix: "KeyValueTree | None", owner_BL: Tensor, capacity: int) -> None:
+    def __init__(self, prefix: "KeyValueTree | None", trunk_BL: Tensor, capacity: int) -> None:
         self.prefix = prefix
         self.num_prefix: int = 0 if prefix is None else prefix.length
         self.capacity = capacity
         self.length: int = 0
-        self.owner_BL = owner_BL
+        self.trunk_BL = trunk_BL
+        """True where a column holds a token of the row's prompt, False where it pads."""
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -50,8 +51,14 @@ class KeyValueTree:
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        self.owner_BL = self.owner_BL[rows]
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        self.trunk_BL = self.trunk_BL[rows]
+        self.layers = [(self._kept(keys, rows), self._kept(values, rows)) for keys, values in self.layers]
+
+    def _kept(self, stored: Tensor, rows: Tensor) -> Tensor:
+        """Copy what is stored of these rows; the room behind it stays untouched memory."""
+        kept = stored.new_empty(len(rows), *stored.shape[1:])
+        kept[:, :, : self.length] = stored[rows, :, : self.length]
+        return kept
 
 
 def tree_attention(
@@ -94,31 +101,20 @@ def extend(
     model: PreTrainedModel,
     tree: KeyValueTree,
     tokens_BQ: Tensor,
-    owner_BQ: Tensor,
+    seen_BQL: Tensor,
     position_BQ: Tensor,
     keep_last: bool = False,
 ) -> Tensor:
     """Append Q tokens to each row and return their logits (B, Q, V), or (B, 1, V) of the last when keep_last.
 
-    A token sees the prefix, the trunk, and earlier tokens of its own branch; owner PAD is seen by none.
+    seen_BQL: which of the row's own columns each new token sees, itself included (L = stored + Q). All see the prefix.
     """
-    start, num_new = tree.length, tokens_BQ.shape[1]
-    assert start + num_new <= tree.capacity, "the tree is full: it was made for fewer tokens"
-    tree.owner_BL = torch.cat([tree.owner_BL, owner_BQ], dim=1)
-    column_owner = tree.owner_BL[:, None, :]
-    own = (column_owner == TRUNK) | (column_owner == owner_BQ[:, :, None])
-    causal = torch.arange(start + num_new, device=own.device) <= torch.arange(
-        start, start + num_new, device=own.device
-    ).unsqueeze(1)
-    # A pad query would see nothing and turn into NaN: let it see itself, nobody reads it.
-    itself = torch.arange(start + num_new, device=own.device) == torch.arange(
-        start, start + num_new, device=own.device
-    ).unsqueeze(1)
-    visible = ((own & (column_owner != PAD) & causal) | itself).unsqueeze(1)
+    num_new = tokens_BQ.shape[1]
+    assert tree.length + num_new <= tree.capacity, "the tree is full: it was made for fewer tokens"
     logits = model(
         input_ids=tokens_BQ,
         position_ids=position_BQ,
-        attention_mask=visible,
+        attention_mask=seen_BQL.unsqueeze(1),
         past_key_values=tree,
         use_cache=True,
         # An index, not a count: it copies the last positions together, and a linear layer over a strided slice would
@@ -132,13 +128,7 @@ def extend(
 
 def grow_prefix(model: PreTrainedModel, prefix: list[int]) -> KeyValueTree | None:
     """Compute the keys and values of a prefix once; None for an empty prefix."""
-    if not prefix:
-        return None
-    device = model.device
-    tree = KeyValueTree(None, torch.empty(1, 0, dtype=torch.long, device=device), len(prefix))
-    tokens = torch.tensor([prefix], device=device)
-    extend(model, tree, tokens, torch.full_like(tokens, TRUNK), torch.arange(len(prefix), device=device)[None], True)
-    return tree
+    return grow_trunks(model, None, [prefix], room=0)[0] if prefix else None
 
 
 def grow_trunks(
@@ -154,9 +144,12 @@ def grow_trunks(
     lengths = torch.tensor([len(suffix) for suffix in suffixes], device=device)
     tokens = torch.tensor([[0] * (longest - len(suffix)) + suffix for suffix in suffixes], device=device)
     offset = torch.arange(longest, device=device)[None] - (longest - lengths)[:, None]
-    owner = torch.where(offset >= 0, TRUNK, PAD)
-    tree = KeyValueTree(prefix, owner[:, :0], longest + room)
-    logits = extend(model, tree, tokens, owner, offset.clamp(min=0) + num_prefix, keep_last=True)
+    trunk = offset >= 0
+    itself = torch.eye(longest, dtype=torch.bool, device=device)
+    # A pad query would see nothing and turn into NaN: let it see itself, nobody reads it.
+    seen = (trunk[:, None, :] & torch.ones_like(itself).tril()) | itself
+    tree = KeyValueTree(prefix, trunk, longest + room)
+    logits = extend(model, tree, tokens, seen, offset.clamp(min=0) + num_prefix, keep_last=True)
     return tree, logits[:, -1], num_prefix + lengths
 
 
@@ -172,63 +165,86 @@ def sample_branches(
     generator: torch.Generator,
     top_k: int = 0,
 ) -> tuple[list[list[list[int]]], list[list[float]], int]:
-    """Generate num_samples branches for each suffix.
+    """Generate num_samples answers for each suffix, independent draws from the model.
 
-    Returns token ids and summed log-probabilities, both [prompt][sample], and the number of tokens read and written.
+    Returns token ids and summed log-probabilities, both [prompt][sample], and the number of tokens computed.
     """
-    num_prompts, groups, device = len(suffixes), num_samples, model.device
-    tree, logits_BV, position_B = grow_trunks(model, prefix, suffixes, max_new_tokens * groups)
-    tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(num_prompts)]
-    logprobs = [[0.0] * groups for _ in range(num_prompts)]
+    num_prompts, device = len(suffixes), model.device
+    tree, logits_BV, position_B = grow_trunks(model, prefix, suffixes, (max_new_tokens - 1) * num_samples)
+    num_computed = sum(map(len, suffixes))
+    answers = torch.full((num_prompts, num_samples, max_new_tokens), NOTHING, device=device)
+    logprobs = torch.zeros(num_prompts, num_samples, device=device)
     row_B = torch.arange(num_prompts, device=device)
-    branch_BG = torch.arange(groups, device=device).expand(num_prompts, groups)
-    active_BG = torch.ones_like(branch_BG, dtype=torch.bool)
-    logits_BGV = logits_BV.unsqueeze(1).expand(-1, groups, -1)
+    node_BG = torch.zeros(num_prompts, num_samples, dtype=torch.long, device=device)
+    active_BG = torch.ones_like(node_BG, dtype=torch.bool)
+    logits_BNV, seen_BNL = logits_BV.unsqueeze(1), tree.trunk_BL.unsqueeze(1)
     for step in range(max_new_tokens):
-        chosen_BG, chosen_logprob_BG = _choose(logits_BGV, temperature, top_k, generator)
-        for row, branches, alive, ids, lps in zip(
-            row_B.tolist(), branch_BG.tolist(), active_BG.tolist(), chosen_BG.tolist(), chosen_logprob_BG.tolist(),
-            strict=True,
-        ):  # fmt: skip
-            for branch, is_alive, token, logprob in zip(branches, alive, ids, lps, strict=True):
-                if is_alive:
-                    tokens[row][branch].append(token)
-                    logprobs[row][branch] += logprob
-        active_BG = active_BG & ~torch.isin(chosen_BG, stop_ids)
-        if step + 1 == max_new_tokens or not active_BG.any():
-            break
-        # Finished branches leave: rows without any are dropped, and in the others the active ones move to the front.
+        token_BG, logprob_BG = _choose(logits_BNV, node_BG, temperature, top_k, generator)
+        answers[row_B, :, step] = token_BG.where(active_BG, NOTHING)
+        logprobs[row_B] += logprob_BG.where(active_BG, 0.0)
+        active_BG = active_BG & ~torch.isin(token_BG, stop_ids)
         rows = active_BG.any(1).nonzero()[:, 0]
+        if step + 1 == max_new_tokens or not len(rows):
+            break
         if len(rows) < len(row_B):
             tree.keep_rows(rows)
-            row_B, position_B, active_BG = row_B[rows], position_B[rows], active_BG[rows]
-            branch_BG, chosen_BG = branch_BG[rows], chosen_BG[rows]
-        width = int(active_BG.sum(1).max())
-        order = active_BG.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-        branch_BG, chosen_BG, active_BG = (part.gather(1, order) for part in (branch_BG, chosen_BG, active_BG))
-        position_BG = (position_B + step)[:, None].expand(-1, width)
-        logits_BGV = extend(model, tree, chosen_BG, branch_BG, position_BG)
-    num_generated = sum(len(branch) for branches in tokens for branch in branches)
-    return tokens, logprobs, sum(map(len, suffixes)) + num_generated
+            row_B, position_B, seen_BNL = row_B[rows], position_B[rows], seen_BNL[rows]
+            node_BG, token_BG, active_BG = node_BG[rows], token_BG[rows], active_BG[rows]
+        node_BG, parent_BN, token_BN, num_nodes = _grow_nodes(node_BG, token_BG, active_BG)
+        num_computed += num_nodes
+        ancestors_BNL = seen_BNL.gather(1, parent_BN.unsqueeze(-1).expand(-1, -1, tree.length))
+        itself_BNN = torch.eye(parent_BN.shape[1], dtype=torch.bool, device=device).expand(len(row_B), -1, -1)
+        seen_BNL = torch.cat([ancestors_BNL, itself_BNN], dim=-1)
+        logits_BNV = extend(model, tree, token_BN, seen_BNL, (position_B + step).unsqueeze(1).expand_as(token_BN))
+    tokens = [[[t for t in answer if t != NOTHING] for answer in samples] for samples in answers.tolist()]
+    return tokens, logprobs.tolist(), num_computed
 
 
-def _choose(logits_BGV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the chosen tokens (B, G) and their log-probabilities at temperature 1.
+def _grow_nodes(node_BG: Tensor, token_BG: Tensor, active_BG: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Give every distinct (node, token) of a row's active samples one new node.
 
-    Sampling inverts the cumulative distribution with one random number per row: torch.multinomial draws one per
-    vocabulary entry, which costs as much as a small model's forward pass.
+    Returns the new node of each sample (B, G), each new node's parent and token (B, N), and how many nodes there are.
+    Rows with fewer nodes than the widest are filled up with tokens 0 below node 0, which no sample reads.
     """
-    logits_BGV = logits_BGV.float()
-    log_total_BG = logits_BGV.logsumexp(-1)
-    if temperature == 0:
-        chosen = logits_BGV.argmax(-1)
-    else:
-        allowed_BGV, token_BGV = logits_BGV.topk(top_k) if top_k else (logits_BGV, None)
-        cumulative = (allowed_BGV / temperature).softmax(-1).cumsum_(-1)
-        draw = torch.rand(logits_BGV.shape[:2], generator=generator, device=logits_BGV.device)
-        target = (draw * cumulative[..., -1]).unsqueeze(-1)
-        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-        chosen = chosen.clamp_(max=allowed_BGV.shape[-1] - 1)
-        if token_BGV is not None:
-            chosen = token_BGV.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-    return chosen, logits_BGV.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - log_total_BG
+    base = int(token_BG.max()) + 1
+    ended = base * (int(node_BG.max()) + 1)  # sorts behind all pairs
+    pair_BG, order_BG = (node_BG * base + token_BG).where(active_BG, ended).sort(dim=1)
+    first_BG = pair_BG.diff(dim=1, prepend=pair_BG.new_full((len(pair_BG), 1), -1)) != 0
+    number_BG = first_BG.long().cumsum(1) - 1
+    num_nodes_B = (first_BG & (pair_BG != ended)).sum(1)
+    width = int(num_nodes_B.max())
+    pair_BN = pair_BG.new_zeros(len(pair_BG), width + 1)
+    pair_BN = pair_BN.scatter(1, number_BG.clamp(max=width), pair_BG)[:, :width]
+    pair_BN = pair_BN.where(pair_BN != ended, 0)
+    node_BG = torch.empty_like(node_BG).scatter(1, order_BG, number_BG.clamp(max=width - 1))
+    return node_BG, pair_BN // base, pair_BN % base, int(num_nodes_B.sum())
+
+
+def _choose(
+    logits_BNV: Tensor, node_BG: Tensor, temperature: float, top_k: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the next token of every sample (B, G) and its log-probability at temperature 1.
+
+    Greedy decoding is sampling from the single most likely token. The draw inverts the cumulative distribution with one
+    random number per sample: torch.multinomial draws one per vocabulary entry, which costs as much as a forward pass.
+    """
+    num_allowed = 1 if temperature == 0 else top_k or logits_BNV.shape[-1]
+    # On a CPU few rows at a time stay in its cache; all at once are read from memory three times.
+    logits_MV = logits_BNV.flatten(0, 1)
+    totals, tops = [], []
+    for rows in logits_MV.split(ROWS_IN_CACHE if logits_MV.device.type == "cpu" else len(logits_MV)):
+        rows = rows.float()
+        totals.append(rows.logsumexp(-1))
+        tops.append(rows.topk(num_allowed))
+    shape = (*logits_BNV.shape[:2], num_allowed)
+    allowed_BNK = torch.cat([top.values for top in tops]).view(shape)
+    token_BNK = torch.cat([top.indices for top in tops]).view(shape)
+    log_total_BN = torch.cat(totals).view(shape[:2])
+    cumulative_BNK = (allowed_BNK / (temperature or 1)).softmax(-1).cumsum_(-1)
+    draw_BG = torch.rand(node_BG.shape, generator=generator, device=node_BG.device)
+    target_BNG = draw_BG.unsqueeze(1) * cumulative_BNK[..., -1:]
+    found_BNG = torch.searchsorted(cumulative_BNK, target_BNG, right=True).clamp_(max=num_allowed - 1)
+    logprob_BNG = allowed_BNK.gather(-1, found_BNG) - log_total_BN.unsqueeze(-1)
+    own_B1G = node_BG.unsqueeze(1)
+    token_BG = token_BNK.gather(-1, found_BNG).gather(1, own_B1G).squeeze(1)
+    return token_BG, logprob_BNG.gather(1, own_B1G).squeeze(1)

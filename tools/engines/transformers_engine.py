@@ -7,7 +7,7 @@ import copy
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from tools.engines.rollout import KeyValueTree, grow_prefix, sample_branches
 
 TOKENS_PER_FORWARD = 2048
 """Prompt tokens prefilled at once: enough for the cores to reach their peak, little enough for a laptop's memory."""
-BRANCHES_PER_FORWARD = 512
+COLUMNS_PER_FORWARD = 16_384
+"""Room for generated tokens in one forward pass, each with its keys and values."""
 
 
 class TransformersEngine:
@@ -83,13 +84,8 @@ class TransformersEngine:
         return ids
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompts: list[list[Message]],
-        sampling: Sampling,
-        on_batch: Callable[[int], None] = lambda num_done: None,
-    ) -> list[list[Completion]]:
-        """Return num_samples completions per prompt, in order; on_batch hears how many prompts are done."""
+    def generate(self, prompts: list[list[Message]], sampling: Sampling) -> list[list[Completion]]:
+        """Return num_samples completions per prompt, in order."""
         prompt_ids = [self.encode(messages) for messages in prompts]
         num_shared = shared_prefix_length(prompt_ids)
         prefix: KeyValueTree | None = None
@@ -99,13 +95,12 @@ class TransformersEngine:
         suffixes = [ids[num_shared:] for ids in prompt_ids]
         generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         completions: list[list[Completion]] = [[] for _ in prompts]
-        num_done = 0
-        for batch in _batches(suffixes, sampling.num_samples):
+        for batch, num_samples in _batches(suffixes, sampling):
             tokens, logprobs, num_computed = sample_branches(
                 self.model,
                 prefix,
                 [suffixes[index] for index in batch],
-                num_samples=sampling.num_samples,
+                num_samples=num_samples,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
@@ -114,9 +109,7 @@ class TransformersEngine:
             )
             self.tokens_processed += num_computed
             for index, branches, sums in zip(batch, tokens, logprobs, strict=True):
-                completions[index] = [self._completion(ids, lp) for ids, lp in zip(branches, sums, strict=True)]
-            num_done += len(batch)
-            on_batch(num_done)
+                completions[index] += [self._completion(ids, lp) for ids, lp in zip(branches, sums, strict=True)]
         return completions
 
     def _completion(self, ids: list[int], logprob: float) -> Completion:
@@ -171,18 +164,23 @@ def shared_prefix_length(prompt_ids: list[list[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
 
 
-def _batches(suffixes: list[list[int]], num_samples: int) -> Iterator[list[int]]:
-    """Yield indices of prompts, sorted by length, in batches of bounded size."""
+def _batches(suffixes: list[list[int]], sampling: Sampling) -> Iterator[tuple[list[int], int]]:
+    """Yield indices of prompts, sorted by length, in batches of bounded size, and how many samples to draw of each.
+
+    Long answers with many samples are drawn in several passes over the same prompts.
+    """
     order = sorted(range(len(suffixes)), key=lambda index: len(suffixes[index]))
+    per_pass = min(sampling.num_samples, max(1, COLUMNS_PER_FORWARD // sampling.max_new_tokens))
+    passes = [min(per_pass, sampling.num_samples - drawn) for drawn in range(0, sampling.num_samples, per_pass)]
     batch: list[int] = []
     for index in order:
         full = (len(batch) + 1) * len(suffixes[index]) > TOKENS_PER_FORWARD
-        if batch and (full or (len(batch) + 1) * num_samples > BRANCHES_PER_FORWARD):
-            yield batch
+        if batch and (full or (len(batch) + 1) * per_pass * sampling.max_new_tokens > COLUMNS_PER_FORWARD):
+            yield from ((batch, num_samples) for num_samples in passes)
             batch = []
         batch.append(index)
     if batch:
-        yield batch
+        yield from ((batch, num_samples) for num_samples in passes)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -35,7 +35,8 @@ def answer_questions(job: Job, model: str, questions_file: str, shots: bool, max
         "answers": [answer.text for answer in answers],
         "stopped": [answer.finish == "stop" for answer in answers],
         "logprobs": [None if answer.logprob != answer.logprob else round(answer.logprob, 4) for answer in answers],
-        "prompt_tokens_per_item": (tokens - generated) / len(questions),
+        # The last token of an answer is drawn and never read.
+        "prompt_tokens_per_item": (tokens - generated) / len(questions) + 1,
         "answer_tokens_per_item": generated / len(questions),
         "identity": resident.engine.identity(),
     }

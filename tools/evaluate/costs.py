@@ -6,6 +6,10 @@ from tools.contract import ToolContext
 TRAINED_TOKEN_COST = 3
 """A trained token is processed forward and, twice as dear, backward."""
 
+REHEARSAL_SHARE = 0.25
+"""Earlier examples among the new ones when training goes on, as many of each difficulty: new data is hard data, and
+what is learned no more is forgotten."""
+
 
 def answer_tokens(store: RunStore) -> tuple[float, float]:
     """Return one item's prompt tokens (beyond a shared prefix) and answer tokens, as the baseline measured them."""
@@ -27,3 +31,9 @@ def final_tokens(store: RunStore) -> float:
     """Return the tokens of the final evaluation: base zero-shot, base few-shot, champion."""
     record = store.score(BASE)
     return 0.0 if record is None else 3 * record["split_sizes"]["final"] * sum(answer_tokens(store))
+
+
+def new_set_tokens(context: ToolContext, num_examples: int) -> float:
+    """Return the tokens of training on new examples once, with the rehearsal beside them, and of the verdict."""
+    trained = num_examples * (1 + REHEARSAL_SHARE) * sum(answer_tokens(context.store))
+    return TRAINED_TOKEN_COST * trained + verdict_tokens(context)

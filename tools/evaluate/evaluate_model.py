@@ -20,7 +20,8 @@ def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> 
     """Measure the newly trained candidate and let the referee accept or reject it.
 
     Use it right after training: nothing that was trained counts before. Returns the score on the search split with its
-    interval, the weakest difficulty, and whether the candidate is the new champion. A rejected one's data is set aside.
+    interval, the weakest difficulty, and whether the candidate is the new champion. A rejected one's data is set aside,
+    unless a later candidate that went on from it is accepted.
     """
     store = run.context.store
     candidate = store.candidate()

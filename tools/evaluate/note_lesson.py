@@ -1,5 +1,6 @@
 """Write down what the last verdict taught. Lessons come back in later runs on similar tasks."""
 
+from memory.store import BASE
 from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 
 
@@ -22,10 +23,10 @@ def note_lesson(run: ToolRun) -> Json:
     score, parent = store.score(verdict["model"]), store.score(verdict["champion"])
     assert model is not None, "a verdict is always about a model of this run"
     gain = (score["score"] - parent["score"]) if score and parent else 0.0
-    settings = model["settings"]
+    settings, start = model["settings"], "base" if model["parent"] == BASE else "latest model"
     text = (
         f"On {run.context.task}: {settings['method']} training on {model['num_examples']} right answers from "
-        f"{settings['start_from']} at learning rate {settings['learning_rate']:g} for {settings['epochs']} epochs "
+        f"the {start} at learning rate {settings['learning_rate']:g} for {settings['epochs']} epochs "
         f"changed the search score by {100 * gain:+.1f} points and was "
         f"{'accepted' if verdict['accepted'] else 'rejected'}."
     )

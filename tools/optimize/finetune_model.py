@@ -5,62 +5,81 @@ from typing import Literal
 from memory.records import content_id
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
-from tools.evaluate.costs import TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
+from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
+
+LARGE_SET = 512
 
 
 def legal_training(context: ToolContext) -> Grid | None:
-    """A frozen dataset waits; the champion as a start is offered once there is one."""
+    """A frozen dataset waits. The dearer ways are offered where they may pay: see the comments."""
     store = context.store
     if not store.untrained_datasets() or store.candidate() is not None:
         return None
     # On a CPU full weights take twice the time and the memory of a laptop for the same gain.
     measured = store.score(BASE)
     methods = ["lora"] if measured is not None and measured["identity"].get("device") == "cpu" else ["lora", "full"]
-    if store.champion() == BASE:
-        return {"start_from": ["base"], "method": methods}
-    champion = store.get("models", store.champion())
-    assert champion is not None, "the champion is a model of this run"
-    # An adapter is always an adapter of the base model, so a full champion is trained on in full.
-    return {"method": methods if champion["settings"]["method"] == "lora" else ["full"]}
+    latest = store.get("models", latest_model(store))
+    # All accepted data again from the base: a fresh start for when going on has just failed.
+    going_on = latest is not None and store.verdicts()[-1]["accepted"]
+    starts = ["base"] if latest is None else ["latest"] if going_on else ["latest", "base"]
+    # A second pass over many examples takes the time in which others could be generated and trained on.
+    large = any(num_training_examples(store, start) >= LARGE_SET for start in starts)
+    epochs = [1] if large else [1, 2]
+    if latest is None:
+        return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.001, 0.002]}
+    # An adapter is always an adapter of the base model, so a full model is trained on in full.
+    methods = methods if latest["settings"]["method"] == "lora" else ["full"]
+    # What is trained already breaks at the rate that a fresh adapter needs.
+    return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.0005, 0.001]}
+
+
+def latest_model(store: RunStore) -> str:
+    """Return the model to go on from: the champion, or a just rejected candidate that was better on search items.
+
+    Such a candidate may have learned something that its verdict could not prove; with more data it may.
+    """
+    champion = store.champion()
+    newest = next((verdict["model"] for verdict in store.verdicts()[-1:]), champion)
+    if newest == champion:
+        return champion
+    found, needed = store.score(newest), store.score(champion)
+    assert found is not None and needed is not None, "every judged model was measured on search items"
+    return newest if found["score"] > needed["score"] else champion
 
 
 def training_sets(store: RunStore, start_from: str) -> list[str]:
     """Return the datasets to train on: the new one, and from the base also all that made the champion what it is."""
     newest = store.untrained_datasets()[0]["id"]
-    if start_from == "champion":
-        return [newest]
-    lineage: list[str] = []
-    model_id = store.champion()
-    while model_id != BASE:
-        model = store.get("models", model_id)
-        assert model is not None, f"model {model_id} is in the lineage of the champion"
-        lineage = [name for name in model["datasets"] if name not in lineage] + lineage
-        model_id = model["parent"]
-    return [*lineage, newest]
+    return [newest] if start_from == "latest" else [*store.trained_on(store.champion()), newest]
+
+
+def num_training_examples(store: RunStore, start_from: str) -> int:
+    """Return how many examples training from there reads, rehearsed ones included."""
+    sizes = {dataset["id"]: dataset["num_examples"] for dataset in store.all("data") if dataset["kind"] == "train"}
+    num_new = sum(sizes[name] for name in training_sets(store, start_from))
+    return int(num_new * (1 + REHEARSAL_SHARE)) if start_from == "latest" else num_new
 
 
 def training_tokens(context: ToolContext, start_from: str, epochs: int, **_: object) -> int:
     """Tokens of the training and of the verdict that must follow it."""
     store = context.store
-    sizes = {dataset["id"]: dataset["num_examples"] for dataset in store.all("data") if dataset["kind"] == "train"}
-    num_examples = sum(sizes[name] for name in training_sets(store, start_from))
     cost = TRAINED_TOKEN_COST * sum(answer_tokens(store))
-    return int(num_examples * epochs * cost + verdict_tokens(context))
+    return int(num_training_examples(store, start_from) * epochs * cost + verdict_tokens(context))
 
 
 @tool(stage="optimize", when=legal_training, estimate_tokens=training_tokens)
 def finetune_model(
     run: ToolRun,
-    start_from: Literal["champion", "base"] = "champion",
+    start_from: Literal["latest", "base"] = "latest",
     method: Literal["lora", "full"] = "lora",
     learning_rate: Literal[0.0005, 0.001, 0.002] = 0.001,  # type: ignore[valid-type]
-    schedule: Literal["linear", "cosine", "constant"] = "linear",
+    schedule: Literal["linear", "cosine"] = "linear",
     epochs: Literal[1, 2] = 1,
 ) -> Json:
     """Train a candidate on the newest frozen dataset with supervised fine-tuning on its right answers.
 
-    Use it when a dataset waits. Starting from the champion is quick and trains on the new data only; from the base it
-    trains on all accepted data again. Full training uses a twentieth of the learning rate. Returns the loss and time.
+    Use it when a dataset waits. The latest model trains on the new data and rehearses a little of the old, the base on
+    all accepted data again. Full training uses a twentieth of the learning rate. Returns the loss and time.
     """
     store = run.context.store
     if not store.untrained_datasets():
@@ -72,8 +91,9 @@ def finetune_model(
         "schedule": schedule,
         "epochs": epochs,
     }
-    parent = store.champion() if start_from == "champion" else BASE
+    parent = latest_model(store) if start_from == "latest" else BASE
     datasets = training_sets(store, start_from)
     args = {"settings": settings, "parent": parent, "datasets": datasets, "seed": run.context.seed}
+    args["rehearse"] = store.trained_on(parent)
     trained, _ = run.context.jobs.run("tools.optimize.sft_worker:train", args | {"model_id": content_id(args)})
     return dict(trained)

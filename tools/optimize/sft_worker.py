@@ -6,9 +6,11 @@ Writes models/<id>/ (PEFT adapter or full safetensors), model.json last.
 """
 
 import copy
+import itertools
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
-from tools.evaluate.costs import TRAINED_TOKEN_COST
+from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST
 from tools.jobs.job import Job
 from tools.optimize.collate import IGNORED, PrefixCollator, tokenise
 
@@ -39,7 +41,9 @@ RESULT = ("num_examples", "num_steps", "loss_first", "loss_last", "train_s")
 FULL_LEARNING_RATE_FACTOR = 0.05
 
 
-def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], seed: int) -> Json:
+def train(
+    job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], rehearse: list[str], seed: int
+) -> Json:
     """Train and save one candidate; returns {"model", "num_examples", "loss_first", "loss_last", "train_s", ...}."""
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         return _train_on_all_gpus(job)
@@ -51,6 +55,8 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
         return {"model": model_id} | {name: known[name] for name in RESULT}
     engine = job.resident.local_engine
     rows = [row for name in datasets for row in store.rows("data", name, "train.jsonl")]
+    earlier = [row for name in rehearse for row in store.rows("data", name, "train.jsonl")]
+    rows += rehearsal(earlier, int(REHEARSAL_SHARE * len(rows)), seed)
     system_prompt = job.resident.settings["system_prompt"]
     tokens = [
         tokenise(engine.tokenizer, build_messages(row["prompt"], [], system_prompt), row["completion"])._asdict()
@@ -107,6 +113,19 @@ def train(job: Job, model_id: str, settings: Json, parent: str, datasets: list[s
     store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def rehearsal(rows: list[Json], count: int, seed: int) -> list[Json]:
+    """Return about count of the rows, as many of each difficulty: rare ones more than once."""
+    groups: dict[str, list[Json]] = {}
+    for row in rows:
+        groups.setdefault(row["difficulty"], []).append(row)
+    chance = random.Random(seed + len(rows))
+    return [
+        row
+        for group in groups.values()
+        for row in itertools.islice(itertools.cycle(chance.sample(group, len(group))), count // len(groups))
+    ]
 
 
 class CompletionTrainer(SFTTrainer):

@@ -11,18 +11,19 @@ from typing import Any, Literal
 from memory.records import content_id, read_json
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
-from tools.evaluate.costs import TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
+from tools.evaluate.costs import new_set_tokens
 from tools.jobs.job import Job
 
 LEAST_FIRST_EXAMPLES = 64
 """Enough to teach the answer's form, after which sampling succeeds far more often."""
-LEAST_EXAMPLES = 512
+LEAST_EXAMPLES = 384
 """Later gains are smaller; the referee cannot prove what fewer examples bring."""
 HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
 """What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
 RULED_OUT = ("semantic_duplicate", "evaluation_overlap")
 """Reasons that stay true; a row rejected for another one may be chosen later."""
 CALIBRATION_PAIRS = 32
+SIZES = [1024, 2048]
 
 
 def least_examples(store: RunStore) -> int:
@@ -47,8 +48,8 @@ def unused_right(store: RunStore) -> list[Json]:
         row
         for dataset in store.all("data")
         if dataset["kind"] == "samples"
-        for row in store.rows("data", dataset["id"], "samples.jsonl")
-        if row["right"] and row["example_id"] not in used
+        for row in store.rows("data", dataset["id"], "right.jsonl")
+        if row["example_id"] not in used
     ]
 
 
@@ -58,27 +59,30 @@ def legal_curation(context: ToolContext) -> Grid | None:
         return None
     least = least_examples(context.store)
     enough = [keep for keep in HIGHEST_PASS_RATE if num_unused_items(context.store, keep) >= least]
-    return {"keep": enough} if enough else None
+    if not enough:
+        return None
+    if num_unused_items(context.store, "not_too_easy") <= SIZES[0]:  # all of them: there is nothing to choose
+        return {"keep": enough, "size": SIZES[:1], "choice": ["diverse"]}
+    return {"keep": enough}
 
 
 def training_tokens(context: ToolContext, size: int, **_: Any) -> int:
     """Tokens of training on the set once and of the verdict, without which curation is of no use."""
-    size = min(size, num_unused_items(context.store, "not_too_easy"))
-    return int(size * TRAINED_TOKEN_COST * sum(answer_tokens(context.store)) + verdict_tokens(context))
+    return int(new_set_tokens(context, min(size, num_unused_items(context.store, "not_too_easy"))))
 
 
 @tool(stage="select", when=legal_curation, estimate_tokens=training_tokens)
 def curate_data(
     run: ToolRun,
-    size: Literal[512, 1024] = 1024,
+    size: Literal[1024, 2048] = 1024,
     keep: Literal["not_too_easy", "hard"] = "not_too_easy",
     choice: Literal["diverse", "random"] = "diverse",
 ) -> Json:
     """Freeze a training set from the right answers that were not used yet: no duplicates, nothing from the evaluation.
 
-    Use it after generating, before training. "hard" keeps items that at most 60 % of the
-    samples solved, "not_too_easy" at most 90 %. Returns
-    the dataset's id and size, and how many rows each filter rejected.
+    Use it after generating, before training. size is the most it takes. "hard" keeps items that at
+    most 60 % of the samples solved, "not_too_easy" at most 90 %. Returns the dataset's id and size, and how many rows
+    each filter rejected.
     """
     context = run.context
     store = context.store

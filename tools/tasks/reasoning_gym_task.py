@@ -82,7 +82,8 @@ class ReasoningGymTask:
         """Draw distinct items in generator order: the first are final, the next gate, the last search.
 
         Where a task has few items of one kind, later draws find fewer of them. The final split comes first, so
-        it is the nearest to the task as the generator poses it.
+        it is the nearest to the task as the generator poses it; gate and search leave every other of the remaining
+        items to the training stream, lest evaluation holds all items of a kind and nothing of it can be learned.
         """
         needed = sum(sizes)
         pool: dict[str, Item] = {}
@@ -90,13 +91,14 @@ class ReasoningGymTask:
         while len(pool) < needed and num_draws < DRAWS_PER_ITEM * needed:
             item = self._draw("evaluation", seed, num_draws)
             num_draws += 1
-            if item.id not in self._examples:
+            for_training = len(pool) >= sizes.final and int(item.id[-1], 16) % 2 == 1
+            if item.id not in self._examples and not for_training:
                 pool.setdefault(item.id, item)
         if len(pool) < needed:
             raise ValueError(
-                f"{self.spec} gave only {len(pool)} distinct items in {num_draws} draws, and {needed} are needed for"
-                f" search {sizes.search} + gate {sizes.gate} + final {sizes.final}: widen the task's options or lower"
-                " --search-items, --gate-items or --final-items"
+                f"{self.spec} gave only {len(pool)} distinct items for evaluation in {num_draws} draws, and {needed}"
+                f" are needed for search {sizes.search} + gate {sizes.gate} + final {sizes.final}: widen the task's"
+                " options or lower --search-items, --gate-items or --final-items"
             )
         items = list(pool.values())
         cut = sizes.final + sizes.gate

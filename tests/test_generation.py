@@ -1,0 +1,84 @@
+"""Sampling: what is drawn, judged and kept, and where the samples of an item go."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import DEFAULT_TASK
+from memory.store import RunStore
+from tools.acquire.generate_data import sample_items
+from tools.contract import Json
+from tools.engines.base import Completion, Sampling
+from tools.jobs.job import Job
+from tools.jobs.worker import Resident
+
+ARGS: Json = {"model": "base", "start": 0, "temperature": 1.0, "shots": False, "seed": 0}
+
+
+@pytest.fixture
+def job(tiny_model: Path, tmp_path: Path) -> Any:
+    """A job in a new run of the default task; its scorer ends with the test."""
+    run_dir = tmp_path / "run"
+    (run_dir / "jobs" / "here").mkdir(parents=True)
+    (run_dir / "referee").mkdir()
+    settings = {"model_dir": str(tiny_model), "engine": "transformers", "dtype": "float32"}
+    (run_dir / "worker.json").write_text(json.dumps(settings | {"task": DEFAULT_TASK, "system_prompt": ""}))
+    (run_dir / "referee" / "evaluation_ids.json").write_text("[]")
+    made = Job(run_dir / "jobs" / "here", Resident(run_dir))
+    yield made
+    made.resident.scorer.__exit__(None, None, None)
+
+
+def test_samples_are_drawn_scored_and_resumed(job: Job) -> None:
+    first = job.resident.task.stream(0, 40, 0)
+    held_out = [first[0].id, first[1].id]
+    (job.run_dir / "referee" / "evaluation_ids.json").write_text(json.dumps(held_out))
+    args = ARGS | {"num_items": 20, "samples_per_item": 2}
+    summary = sample_items(job, **args)
+    (job.run_dir / "data" / summary["dataset"] / "manifest.json").unlink()
+    before = job.resident.tokens_processed
+    assert sample_items(job, **args) == summary
+    assert job.resident.tokens_processed == before
+    rows = RunStore(job.run_dir).rows("data", summary["dataset"], "samples.jsonl")
+    assert summary["num_items"] == 20 and summary["num_samples"] == len(rows) == 40
+    assert summary["num_dropped_overlap"] == 2
+    assert len({(row["item_id"], row["sample"]) for row in rows}) == 40
+    assert not {row["item_id"] for row in rows} & set(held_out)
+    assert all(row["right"] is False for row in rows if row["finish"] == "length")
+
+
+class Lucky:
+    """Solves every third item at once, and the others only with the last sample of the second try."""
+
+    tokens_processed = 0
+
+    def __init__(self, right: dict[str, str]) -> None:
+        self.right = right
+        self.asked: list[tuple[int, int]] = []
+
+    def use_model(self, model_dir: Path | None) -> None:
+        """There is one model."""
+
+    def generate(self, prompts: list[Any], sampling: Sampling) -> list[list[Completion]]:
+        self.asked.append((len(prompts), sampling.num_samples))
+        answers = []
+        for place, prompt in enumerate(prompts):
+            texts = ["no"] * sampling.num_samples
+            if len(self.asked) > 1 or place % 3 == 0:
+                texts[-1] = self.right[prompt[-1]["content"]]
+            answers.append([Completion(text, 1, -1.0, "stop") for text in texts])
+        return answers
+
+
+def test_more_samples_go_to_the_items_that_none_of_the_first_solved(job: Job) -> None:
+    items = {item.question: item.answer for item in job.resident.task.stream(0, 12, 0)}
+    assert len(items) == 12, "the first twelve items are distinct"
+    job.resident.__dict__["engine"] = engine = Lucky(items)
+    summary = sample_items(job, **ARGS | {"num_items": 12, "samples_per_item": 16})
+    assert engine.asked == [(12, 4), (8, 12)]
+    assert summary["num_items_right"] == 12 and summary["num_samples"] == 4 * 4 + 8 * 16
+    rows = RunStore(job.run_dir).rows("data", summary["dataset"], "samples.jsonl")
+    assert {(row["pass_rate"], row["num_samples"]) for row in rows} == {(1 / 4, 4), (1 / 16, 16)}
+    assert len({(row["item_id"], row["sample"]) for row in rows}) == len(rows)
