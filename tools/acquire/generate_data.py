@@ -5,6 +5,7 @@ with their provenance in data/<id>/samples.jsonl; right.jsonl repeats the right 
 """
 
 import zlib
+from itertools import islice
 from typing import Any, Literal
 
 from memory.records import append_jsonl, content_id, read_json, read_jsonl
@@ -200,7 +201,7 @@ def _sample(
     return {
         item.id: [
             (completion, verdict, verdict.right and completion.finish == "stop")
-            for completion, verdict in zip(samples, verdicts, strict=False)  # takes as many verdicts as samples
+            for completion, verdict in zip(samples, islice(verdicts, len(samples)), strict=True)
         ]
         for item, samples in zip(items, answers, strict=True)
     }

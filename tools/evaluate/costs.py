@@ -35,5 +35,9 @@ def final_tokens(store: RunStore) -> float:
 
 def new_set_tokens(context: ToolContext, num_examples: int) -> float:
     """Return the tokens of training on new examples once, with the rehearsal beside them, and of the verdict."""
-    trained = num_examples * (1 + REHEARSAL_SHARE) * sum(answer_tokens(context.store))
-    return TRAINED_TOKEN_COST * trained + verdict_tokens(context)
+    return training_tokens(context, num_examples * (1 + REHEARSAL_SHARE))
+
+
+def training_tokens(context: ToolContext, num_examples: float) -> float:
+    """Return the tokens of training on so many examples, each pass counted, and of the verdict that must follow."""
+    return TRAINED_TOKEN_COST * num_examples * sum(answer_tokens(context.store)) + verdict_tokens(context)

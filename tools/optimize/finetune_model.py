@@ -5,7 +5,7 @@ from typing import Literal
 from memory.records import content_id
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
-from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST, answer_tokens, verdict_tokens
+from tools.evaluate.costs import REHEARSAL_SHARE, training_tokens
 
 LARGE_SET = 512
 
@@ -60,14 +60,12 @@ def num_training_examples(store: RunStore, start_from: str) -> int:
     return int(num_new * (1 + REHEARSAL_SHARE)) if start_from == "latest" else num_new
 
 
-def training_tokens(context: ToolContext, start_from: str, epochs: int, **_: object) -> int:
+def finetuning_tokens(context: ToolContext, start_from: str, epochs: int, **_: object) -> int:
     """Tokens of the training and of the verdict that must follow it."""
-    store = context.store
-    cost = TRAINED_TOKEN_COST * sum(answer_tokens(store))
-    return int(num_training_examples(store, start_from) * epochs * cost + verdict_tokens(context))
+    return int(training_tokens(context, num_training_examples(context.store, start_from) * epochs))
 
 
-@tool(stage="optimize", when=legal_training, estimate_tokens=training_tokens)
+@tool(stage="optimize", when=legal_training, estimate_tokens=finetuning_tokens)
 def finetune_model(
     run: ToolRun,
     start_from: Literal["latest", "base"] = "latest",

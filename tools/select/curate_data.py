@@ -22,8 +22,8 @@ HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
 """What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
 RULED_OUT = ("semantic_duplicate", "evaluation_overlap")
 """Reasons that stay true; a row rejected for another one may be chosen later."""
+SMALLEST_SIZE = 1024
 CALIBRATION_PAIRS = 32
-SIZES = [1024, 2048]
 
 
 def least_examples(store: RunStore) -> int:
@@ -58,11 +58,12 @@ def legal_curation(context: ToolContext) -> Grid | None:
     if context.store.untrained_datasets() or context.store.candidate():
         return None
     least = least_examples(context.store)
-    enough = [keep for keep in HIGHEST_PASS_RATE if num_unused_items(context.store, keep) >= least]
+    unused = {keep: num_unused_items(context.store, keep) for keep in HIGHEST_PASS_RATE}
+    enough = [keep for keep, num_items in unused.items() if num_items >= least]
     if not enough:
         return None
-    if num_unused_items(context.store, "not_too_easy") <= SIZES[0]:  # all of them: there is nothing to choose
-        return {"keep": enough, "size": SIZES[:1], "choice": ["diverse"]}
+    if unused["not_too_easy"] <= SMALLEST_SIZE:  # all of them: there is nothing to choose
+        return {"keep": enough, "size": [SMALLEST_SIZE], "choice": ["diverse"]}
     return {"keep": enough}
 
 
