@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.status import Status
 
+from agent.views import verdict_text
 from tools.contract import Json
 
 
@@ -81,11 +82,7 @@ class Console:
 
     def judged(self, detail: Json) -> None:
         """Show the referee's verdict with the numbers behind it (they never reach the planner)."""
-        word = "ACCEPTED" if detail["accepted"] else "rejected"
-        self.say(
-            f"  referee: {word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of {detail['num_items']} "
-            f"gate items, p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
-        )
+        self.say(f"  referee: {verdict_text(detail)}")
 
     def final(self, report: Json) -> None:
         """Show the result and where the time went."""

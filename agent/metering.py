@@ -15,6 +15,8 @@ WORK = {
     "tools.acquire.generate_data:sample_items": "generation",
     "tools.optimize.sft_worker:train": "training",
     "tools.evaluate.answer:answer_questions": "evaluation",
+    "tools.evaluate.probe:sample_search": "evaluation",
+    "tools.evaluate.probe:probe_model": "evaluation",
     "tools.engines.constrained:deliberate": "planning",
     "tools.select.curate_data:choose_examples": "curation",
     "tools.jobs.worker:warm_up": "start-up",

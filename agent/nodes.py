@@ -7,6 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from agent.budget import Budget
+from agent.collapse import collapse_sign
 from agent.config import RunConfig
 from agent.console import Console
 from agent.metering import MeteredJobs
@@ -156,9 +157,15 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
     score = store.score(store.champion())
     if services.config.goal is not None and score is not None and score["score"] >= services.config.goal:
         return StopReason.GOAL
-    samples = [dataset["num_right"] for dataset in store.all("data") if dataset["kind"] == "samples"]
-    if len(samples) >= 2 and not any(samples):
+    samplings = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
+    if len(samplings) >= 2 and not any(dataset["num_right"] for dataset in samplings):
         return StopReason.NOTHING_VERIFIABLE
+    pending = store.candidate() is not None or store.untrained_datasets()
+    sign = None if pending else collapse_sign(samplings)
+    if sign is not None:
+        services.trace.emit("collapsed", step=state["step"], sign=sign)
+        services.console.say(f"  collapse: {sign}")
+        return StopReason.COLLAPSE
     verdicts = [verdict["accepted"] for verdict in store.verdicts()[-REJECTIONS_LIMIT:]]
     if len(verdicts) == REJECTIONS_LIMIT and not any(verdicts) and store.candidate() is None:
         return StopReason.PLATEAU
@@ -178,6 +185,7 @@ def _trace_verdict(services: Services, step: int, result: Json) -> None:
 def _outcome(tool: str, result: dict[str, Any]) -> str:
     """Return a tool's result in a few words, for the planner's next situation."""
     if "accepted" in result:
-        return f"{'accepted' if result['accepted'] else 'rejected'}, search gain {100 * result['gain_on_search']:+.0f}"
+        verdict = "accepted" if result["accepted"] else " ".join(["rejected", *result["refused_by"]])
+        return f"{verdict}, search gain {100 * result['gain_on_search']:+.0f}"
     shown = {key: value for key, value in result.items() if isinstance(value, int | float) and value is not True}
     return ", ".join(f"{key} {value}" for key, value in list(shown.items())[:3]) or "done"

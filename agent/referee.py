@@ -5,15 +5,17 @@ the worker, which answers without knowing the answers; measured/<key>.json; eval
 verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
 """
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.statistics import alpha_for, paired_test, wilson_interval
+from agent.guards import GateAnswers, Guards
+from agent.statistics import LOOKS, alpha_for, alpha_left, decide, look_sizes, paired_test, wilson_interval
 from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json
-from tools.tasks.base import Item, Splits, SplitSizes, Task, normalise
+from tools.tasks.base import Item, Splits, SplitSizes, Task, Verdict, normalise
 from tools.tasks.scorers import known_answer_checks
 from tools.tasks.scoring import ScorerProcess
 
@@ -34,6 +36,7 @@ class Referee:
         self.scorer = scorer
         self.sizes = sizes
         self.folder = store.run_dir / "referee"
+        self.guards = Guards(store, jobs, task, scorer, self.folder)
 
     def measure(self, model_id: str, split: Split, shots: int = 0) -> Json:
         """Return the record {score, ci95, n, diagnosis, ...} of a model on a split; measured once.
@@ -70,27 +73,54 @@ class Referee:
         return self.store.put("evals", evaluation_id, record, {"items.jsonl": rows})
 
     def judge(self, candidate: str) -> Json:
-        """Decide whether a candidate becomes the champion; only {"accepted", "n"} goes to the caller.
+        """Decide whether a candidate becomes the champion; returns {"accepted", "n", "refused_by"}, nothing else.
 
-        Exact McNemar on the paired gate results, at a level that accounts for all candidates of the run. The champion
-        was or is measured on the same engine, checked by its identity.
+        A sign test on the paired gate results, in steps, at a level that accounts for all candidates of the run; then
+        the guards, on one that passed. refused_by: names of the guards that refuse it. The champion was or is measured
+        on the same engine, checked by its identity.
         """
-        known = [verdict for verdict in self.store.verdicts() if verdict["model"] == candidate]
-        if known:
-            return {"accepted": known[0]["accepted"], "n": known[0]["n"]}
+        known = next((verdict for verdict in self.store.verdicts() if verdict["model"] == candidate), None)
+        if known is None:
+            known = self._judge(candidate)
+        return {"accepted": known["accepted"], "n": known["n"], "refused_by": known["refused_by"]}
+
+    def _judge(self, candidate: str) -> Json:
         champion = self.store.champion()
-        results = {model: self._answer(model, "gate", 0)[1] for model in (champion, candidate)}
         earlier = [verdict["accepted"] for verdict in self.store.verdicts()]
-        number = len(earlier) + 1
-        test = paired_test(*([verdict.right for verdict in results[model]] for model in (champion, candidate)))
         alpha = alpha_for(earlier)
-        accepted = test.p_value <= alpha
+        better, looks, answers = self._gate_in_steps(champion, candidate, alpha)
+        guards = self.guards.check(champion, candidate, answers) if better else []
+        refused_by = [guard["name"] for guard in guards if not guard["ok"]]
+        accepted = better and not refused_by
+        number = len(earlier) + 1
         detail = {"candidate": candidate, "champion": champion, "number": number, "accepted": accepted, "alpha": alpha}
+        detail |= {"alpha_left": alpha_left([*earlier, accepted]), "gate_items": self.sizes.gate, "looks": looks}
+        detail |= {"guards": guards, "refused_by": refused_by}
         if candidate not in {row["candidate"] for row in read_jsonl(self.folder / "verdicts.jsonl")}:
-            append_jsonl(self.folder / "verdicts.jsonl", [detail | test._asdict()])
+            append_jsonl(self.folder / "verdicts.jsonl", [detail | looks[-1]])
         public = {"model": candidate, "split": "gate", "shots": 0, "champion": champion, "accepted": accepted}
-        self.store.put("evals", content_id([candidate, "gate", 0]), public | {"n": test.num_items, "number": number})
-        return {"accepted": accepted, "n": test.num_items}
+        public |= {"n": looks[-1]["num_items"], "number": number, "refused_by": refused_by}
+        return self.store.put("evals", content_id([candidate, "gate", 0]), public)
+
+    def _gate_in_steps(
+        self, champion: str, candidate: str, alpha: float
+    ) -> tuple[bool, list[Json], tuple[GateAnswers, GateAnswers]]:
+        """Let both answer gate items until the verdict is clear; returns it, each look, and what both answered."""
+        answers = GateAnswers([], [], []), GateAnswers([], [], [])
+        looks: list[Json] = []
+        sizes = look_sizes(self.sizes.gate)
+        for look, stop in enumerate(sizes):
+            for model, known in zip((champion, candidate), answers, strict=True):
+                told, verdicts, _ = self._answer(model, "gate", 0, len(known.verdicts), stop)
+                known.verdicts.extend(verdicts)
+                known.stopped.extend(told["stopped"])
+                known.num_tokens.extend(told["num_tokens"])
+            test = paired_test(*([verdict.right for verdict in known.verdicts] for known in answers))
+            better = decide(test, look, self.sizes.gate, alpha)
+            looks.append(test._asdict() | {"level": LOOKS[look][1] * alpha})
+            if better is not None:
+                return better, looks, answers
+        raise AssertionError("unreachable: the last look always decides")
 
     def verdict_detail(self, candidate: str) -> Json:
         """Return the numbers behind a verdict, for people: fixed, broken, p-value, level."""
@@ -117,11 +147,16 @@ class Referee:
         kept = [row for row, held in zip(rows, overlap, strict=True) if not held]
         return kept, [row for row, held in zip(rows, overlap, strict=True) if held]
 
-    def _answer(self, model_id: str, split: Split, shots: int) -> tuple[Json, list[Any], list[Item]]:
-        items = [Item.from_json(row) for row in read_jsonl(self.folder / f"{split}.jsonl")]
+    def _answer(
+        self, model_id: str, split: Split, shots: int, start: int = 0, stop: int | None = None
+    ) -> tuple[Json, list[Verdict], list[Item]]:
+        """Return what a model answers to the items start..stop of a split (None = to the end), scored."""
+        items = [Item.from_json(row) for row in read_jsonl(self.folder / f"{split}.jsonl")][start:stop]
         args = {
             "model": model_id,
             "questions_file": f"referee/{split}.questions.jsonl",
+            "start": start,
+            "stop": stop,
             "shots": shots > 0,
             "max_new_tokens": self.task.max_new_tokens,
         }
@@ -161,6 +196,7 @@ def draw_splits(task: Task, sizes: SplitSizes, seed: int, scorer: ScorerProcess)
     Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
     """
     splits = task.splits(sizes, seed)
+    random.Random(seed).shuffle(splits.gate)  # a verdict may be clear after the first items: no kind may come first
     failures = known_answer_checks(splits.search[:16], scorer.score)
     if failures:
         raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
@@ -185,7 +221,12 @@ def _diagnose(items: list[Item], verdicts: list[Any], stopped: list[bool]) -> Js
     for item, verdict in zip(items, verdicts, strict=True):
         groups.setdefault(item.difficulty, []).append(verdict.right)
     scores = [
-        {"difficulty": name, "score": round(sum(right) / len(right), 3), "n": len(right)}
+        {
+            "difficulty": name,
+            "score": round(sum(right) / len(right), 3),
+            "ci95": [round(bound, 3) for bound in wilson_interval(sum(right), len(right))],
+            "n": len(right),
+        }
         for name, right in groups.items()
     ]
     by_difficulty = sorted(scores, key=lambda group: (group["score"], group["difficulty"]))

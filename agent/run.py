@@ -27,11 +27,11 @@ from agent.referee import Referee, draw_splits, seal_splits
 from agent.situation import situation_text
 from agent.state import StopReason
 from agent.trace import Trace, read_events
-from agent.views import open_run
+from agent.views import open_run, provable_text
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
 from tools.contract import Json
-from tools.engines.models import fingerprint, resolve_embedder, resolve_model
+from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder, resolve_model
 from tools.jobs.client import JobFailedError, WorkerClient
 from tools.registry import load_tools
 from tools.tasks import load_task
@@ -52,7 +52,7 @@ def start(config: RunConfig, console: Console) -> Json:
     task = load_task(config.task)
     load_tools(config.tools)
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
-    config = dataclasses.replace(config, models_dir=str(Path(config.models_dir).resolve()))
+    config = _from_anywhere(config, task.spec)
     model_dir = resolve_model(config.model, Path(config.models_dir))
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     with ScorerProcess(task.scorer) as scorer:
@@ -60,6 +60,7 @@ def start(config: RunConfig, console: Console) -> Json:
     identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
     run_dir = _new_folder(Path(config.runs_dir))
     seal_splits(run_dir, splits)
+    console.say(provable_text(config.gate_items))
     write_json(
         run_dir / "run.json",
         {
@@ -71,6 +72,23 @@ def start(config: RunConfig, console: Console) -> Json:
         },
     )
     return _work(run_dir, config, console, began)
+
+
+def _from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
+    """Return the same settings with absolute paths: a run may be resumed from another folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).resolve()) if Path(path).exists() else path
+
+    kind, _, script = config.planner.partition(":")
+    return dataclasses.replace(
+        config,
+        task=task_spec,
+        model=config.model if config.model in PACKAGED_MODELS else absolute(config.model),
+        planner=f"{kind}:{absolute(script)}" if kind == "scripted" else config.planner,
+        tools=tuple(map(absolute, config.tools)),
+        models_dir=str(Path(config.models_dir).resolve()),
+    )
 
 
 def resume(run_dir: Path, console: Console) -> Json:

@@ -28,7 +28,9 @@ def build_situation(context: ToolContext, budget: Budget, last: Json | None, les
         "unused_right_answers": num_unused_items(store, "not_too_easy"),
         "waiting_dataset": next((dataset["num_examples"] for dataset in store.untrained_datasets()), None),
         "waiting_candidate": store.candidate() is not None,
-        "last_pass_rate": _last_pass_rate(store),
+        "last_sampling": _last_sampling(store),
+        "last_change": _last_change(store),
+        "tokens_per_point": _tokens_per_point(store, budget),
         "budget_left_percent": round(100 * budget.share_left()),
         "last_action": last,
         "lessons": lessons,
@@ -88,7 +90,10 @@ def situation_text(situation: Json | None) -> str:
         "unused right answers": situation and situation["unused_right_answers"],
         "dataset waiting for training": situation and (situation["waiting_dataset"] or "none"),
         "candidate waiting for evaluation": situation and ("yes" if situation["waiting_candidate"] else "none"),
-        "pass rate of the last sampling": situation and (situation["last_pass_rate"] or "no sampling yet"),
+        "items of the last sampling": _sampling_text(situation and situation["last_sampling"]),
+        "errors of the champion": _errors_text(situation and situation["errors"]),
+        "last training, search items": _change_text(situation and situation["last_change"]),
+        "tokens per point gained": situation and (situation["tokens_per_point"] or "no gain yet"),
         "budget left": situation and f"{situation['budget_left_percent']} %",
         "last action": _action_text(situation and situation["last_action"]),
         "lesson": situation and (situation["lessons"][0] if situation["lessons"] else "none"),
@@ -101,7 +106,22 @@ def _score_text(score: Any) -> Any:
 
 
 def _weakest_text(weakest: Any) -> Any:
-    return f"{weakest['difficulty']} ({100 * weakest['score']:.0f} % right)" if weakest else "not measured"
+    return f"{weakest['difficulty']} ({100 * weakest['score']:.0f} % of {weakest['n']})" if weakest else "not measured"
+
+
+def _sampling_text(counts: Any) -> Any:
+    if not counts:
+        return "no sampling yet"
+    shares = ", ".join(f"{100 * counts[name] / counts['n']:.0f} % {name}" for name in ("never", "sometimes", "always"))
+    return f"{shares} right"
+
+
+def _errors_text(errors: Any) -> Any:
+    return ", ".join(f"{count} {kind}" for kind, count in (errors or {}).items()) or "none"
+
+
+def _change_text(change: Any) -> Any:
+    return f"{change['fixed']} fixed, {change['broken']} broken" if change else "none yet"
 
 
 def _action_text(action: Any) -> Any:
@@ -114,6 +134,33 @@ def _few_shot_score(store: RunStore) -> Json | None:
     return None if found is None else {key: found[key] for key in ("score", "ci95", "n")}
 
 
-def _last_pass_rate(store: RunStore) -> float | None:
-    samples = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
-    return round(samples[-1]["pass_rate"], 3) if samples else None
+def _last_sampling(store: RunStore) -> Json | None:
+    """Return how many items of the newest sampling were never, sometimes and always right."""
+    health = [dataset["health"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    if not health:
+        return None
+    never, always, n = (health[-1][name] for name in ("never_right", "always_right", "num_items"))
+    return {"never": never, "sometimes": n - never - always, "always": always, "n": n}
+
+
+def _last_change(store: RunStore) -> Json | None:
+    """Return how many search items the newest judged candidate fixed and broke, against the champion of then."""
+    verdict = next(iter(store.verdicts()[-1:]), None)
+    if verdict is None:
+        return None
+    records = [store.score(verdict[role]) for role in ("champion", "model")]
+    before, after = (
+        {row["id"]: row["verdict"] == "right" for row in store.rows("evals", record["id"], "items.jsonl")}
+        for record in records
+        if record is not None
+    )
+    fixed = sum(right and not before[item] for item, right in after.items())
+    broken = sum(before[item] and not right for item, right in after.items())
+    return {"fixed": fixed, "broken": broken, "n": len(after)}
+
+
+def _tokens_per_point(store: RunStore, budget: Budget) -> int | None:
+    """Return what a point of search score has cost so far; None before any was gained."""
+    base, now = store.score(BASE), store.score(store.champion())
+    gained = 100 * (now["score"] - base["score"]) if base and now else 0.0
+    return round(budget.used.tokens / gained) if gained > 0 else None

@@ -11,6 +11,7 @@ class StopReason(StrEnum):
     PLATEAU = "plateau"
     BUDGET = "budget"
     NOTHING_VERIFIABLE = "nothing_verifiable"
+    COLLAPSE = "collapse"
     NO_ACTION = "no_action"
     PLANNER_FINISHED = "planner_finished"
     USER_STOPPED = "user_stopped"
@@ -34,6 +35,9 @@ _SENTENCES = {
     StopReason.NOTHING_VERIFIABLE: (
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "
         "that show the answer's format, or a larger model."
+    ),
+    StopReason.COLLAPSE: (
+        "The model's own samples show that more rounds would not help (the trace says how); the champion is kept."
     ),
     StopReason.NO_ACTION: "No tool has anything left to do, or five calls in a row were refused (see the trace).",
     StopReason.PLANNER_FINISHED: "The planner finished the run.",

@@ -1,12 +1,20 @@
-"""The few statistics that decide: score intervals, the paired test, and how alpha is spent over a run's candidates."""
+"""The few statistics that decide: score intervals, the paired test in steps, and how alpha is spent over a run."""
 
-from math import comb, sqrt
+from functools import lru_cache
+from math import ceil, comb, exp, lgamma, log, sqrt
 from typing import NamedTuple
 
 ALPHA = 0.05
 """Chance that a run promotes any candidate that is no better, over all its candidates."""
 FIRST_SHARE = 0.2
 """Share of the alpha left that each candidate may spend: a fifth of 5 % for the first, of the rest for the second."""
+LOOKS = ((0.25, 0.02), (0.5, 0.08), (0.75, 0.15), (1.0, 0.75))
+"""When a verdict is looked for: the share of the gate items answered by then, and the share of the candidate's level
+spent on it. The shares add up to one, so looking early never makes a wrong promotion likelier (Bonferroni)."""
+FUTILE = 0.05
+"""A candidate whose chance of still passing is smaller is rejected early, which can only make promotions rarer."""
+TYPICAL_CHANGE = 0.2
+"""Share of the items on which a candidate differs from the champion, for what is said before a run (10 to 30 %)."""
 
 
 def wilson_interval(num_right: int, num_items: int, z: float = 1.96) -> tuple[float, float]:
@@ -27,22 +35,92 @@ class PairedTest(NamedTuple):
 
     num_items: int
     num_fixed: int
-    """Items that only the candidate gets right."""
+    """Items that the candidate answers better; for right or wrong, those that only it gets right."""
     num_broken: int
-    """Items that only the champion gets right."""
+    """Items that the champion answers better."""
     p_value: float
-    """One-sided exact McNemar: chance of at least this many fixed among the changed if changes were coin flips."""
+    """Chance of at least this many fixed among the changed if changes were coin flips, one-sided."""
 
 
-def paired_test(champion: list[bool], candidate: list[bool]) -> PairedTest:
-    """Compare two models item by item. Raises ValueError when the lists do not belong to the same items."""
+def paired_test(champion: list[bool] | list[float], candidate: list[bool] | list[float]) -> PairedTest:
+    """Compare two models item by item: the exact sign test, which for right or wrong is McNemar's.
+
+    Graded scores count by their direction alone: the test stays exact at any n and for any scale, where a bootstrap of
+    mean differences promises its level for many items only. Raises ValueError when the lists are not of equal items.
+    """
     if len(champion) != len(candidate) or not champion:
         raise ValueError(f"paired results need the same items: {len(champion)} and {len(candidate)}")
-    fixed = sum(new and not old for old, new in zip(champion, candidate, strict=True))
-    broken = sum(old and not new for old, new in zip(champion, candidate, strict=True))
+    fixed = sum(new > old for old, new in zip(champion, candidate, strict=True))
+    broken = sum(old > new for old, new in zip(champion, candidate, strict=True))
+    return PairedTest(len(champion), fixed, broken, sign_test(fixed, broken))
+
+
+@lru_cache(maxsize=100_000)
+def sign_test(fixed: int, broken: int) -> float:
+    """Return the one-sided p-value of so many fixed and broken items."""
     changed = fixed + broken
-    p_value = sum(comb(changed, k) for k in range(fixed, changed + 1)) / 2**changed
-    return PairedTest(len(champion), fixed, broken, p_value)
+    return sum(comb(changed, k) for k in range(fixed, changed + 1)) / 2**changed
+
+
+def look_sizes(num_items: int) -> list[int]:
+    """Return after how many gate items a verdict is looked for, ascending; the last is all of them."""
+    return [ceil(share * num_items) for share, _ in LOOKS]
+
+
+def decide(test: PairedTest, look: int, num_items: int, alpha: float) -> bool | None:
+    """Return accept (True), reject (False) or go on (None) at a look (0 = first) of num_items in all, at level alpha.
+
+    Group-sequential with non-binding futility. Accept when the p-value is within this look's share of alpha. Reject at
+    the last look, or when passing it has become unlikely: the predictive chance, a beta-binomial of the changes still
+    to come given those seen (Spiegelhalter et al. 1986), is below FUTILE.
+    """
+    if test.p_value <= LOOKS[look][1] * alpha:
+        return True
+    if look == len(LOOKS) - 1:
+        return False
+    left = num_items - test.num_items
+    chance = chance_to_pass(test.num_fixed, test.num_broken, test.num_items, left, LOOKS[-1][1] * alpha)
+    return None if chance >= FUTILE else False
+
+
+@lru_cache(maxsize=100_000)
+def chance_to_pass(fixed: int, broken: int, num_seen: int, num_left: int, level: float) -> float:
+    """Return the predictive chance that a candidate passes at the last item, after so many fixed and broken ones.
+
+    The share of changed items is taken as seen so far (one more, so that none seen is not none to come); whether a
+    change fixes or breaks follows a uniform prior.
+    """
+    coming = round((fixed + broken + 1) / num_seen * num_left)
+    needed = needed_to_pass(fixed + broken + coming, level) - fixed
+    a, b = fixed + 1, broken + 1
+    passing = range(max(0, needed), coming + 1)
+    return sum(exp(_log_comb(coming, k) + _log_beta(a + k, b + coming - k) - _log_beta(a, b)) for k in passing)
+
+
+@lru_cache(maxsize=10_000)
+def needed_to_pass(changed: int, level: float) -> int:
+    """Return the least number of fixed items among so many changed that passes; changed + 1 when none does."""
+    most, tail, needed = (int(level * 2**60) << changed) >> 60, 0, changed + 1  # in whole numbers: exact at any size
+    while needed > 0 and tail + comb(changed, needed - 1) <= most:
+        needed -= 1
+        tail += comb(changed, needed)
+    return needed
+
+
+def provable_gain(num_items: int, power: float = 0.8) -> float | None:
+    """Return the smallest true gain that the first candidate proves with this chance; None when not even a full one.
+
+    For TYPICAL_CHANGE of the items changed, or as many as the gain itself where that is more.
+    """
+    for gain in (step / 200 for step in range(1, 201)):
+        share_changed = max(TYPICAL_CHANGE, gain)
+        changed = round(share_changed * num_items)
+        share_fixed = min((share_changed + gain) / (2 * share_changed), 1 - 1e-12)
+        odds = log(share_fixed), log(1 - share_fixed)
+        passing = range(needed_to_pass(changed, LOOKS[-1][1] * alpha_for([])), changed + 1)
+        if sum(exp(_log_comb(changed, k) + k * odds[0] + (changed - k) * odds[1]) for k in passing) >= power:
+            return gain
+    return None
 
 
 def alpha_for(earlier: list[bool]) -> float:
@@ -57,5 +135,18 @@ def alpha_for(earlier: list[bool]) -> float:
     return passed_on + _own_level(len(earlier))
 
 
+def alpha_left(earlier: list[bool]) -> float:
+    """Return how much of ALPHA the candidates after these verdicts can still be tested at, all together."""
+    return alpha_for(earlier) + ALPHA * (1 - FIRST_SHARE) ** (len(earlier) + 1)
+
+
 def _own_level(number: int) -> float:
     return float(ALPHA * FIRST_SHARE * (1 - FIRST_SHARE) ** number)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)
+
+
+def _log_comb(n: int, k: int) -> float:
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)

@@ -5,7 +5,8 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   observed      situation                             decided       action{tool,args}, decided_by, reasoning, logprob,
   tool_started  tool, args, job                                     alternatives[{tool,logprob}], usage
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
-  judged        candidate, champion, accepted, n      run_stopped   reason, sentence
+  judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
+  collapsed     sign (what in the samples says so)
   final         n, base_zero_shot, base_few_shot, champion (scores with intervals)
 `usage` is {"wall_s", "cpu_s", "tokens"}. A step's events share the span "step-<n>" whose parent is "run".
 """

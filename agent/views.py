@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.config import FORMAT_VERSION
 from agent.state import StopReason
-from agent.statistics import wilson_interval
+from agent.statistics import TYPICAL_CHANGE, provable_gain, wilson_interval
 from agent.trace import Event, read_events
 from memory.records import read_json, read_jsonl
 from memory.store import BASE, RunStore
@@ -135,12 +135,26 @@ def verdict_details(run_dir: Path) -> dict[str, Json]:
     return {row["candidate"]: row for row in read_jsonl(run_dir / "referee" / "verdicts.jsonl")}
 
 
+def provable_text(gate_items: int) -> str:
+    """Return in words what a gate of so many items can prove."""
+    gain = provable_gain(gate_items)
+    points = "no gain at all" if gain is None else f"a true gain of {100 * gain:.0f} points in 8 of 10 cases"
+    return (
+        f"{gate_items} gate items prove {points} (first candidate, {100 * TYPICAL_CHANGE:.0f} % of the answers "
+        "changed); smaller gains need more --gate-items"
+    )
+
+
 def verdict_text(detail: Json) -> str:
     """Return a verdict with the numbers behind it."""
-    word = "ACCEPTED" if detail["accepted"] else "rejected"
+    guards = [f"{guard['name']} {guard['value']:.2g}{'' if guard['ok'] else ' REFUSES'}" for guard in detail["guards"]]
+    refusals = [f"{guard['value']:.3g} {guard['why']}" for guard in detail["guards"] if not guard["ok"]]
     return (
-        f"{word}: {detail['num_fixed']} fixed, {detail['num_broken']} broken of n={detail['num_items']} gate items, "
-        f"p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
+        f"{'ACCEPTED' if detail['accepted'] else 'rejected'}: {detail['num_fixed']} fixed, {detail['num_broken']} "
+        f"broken of n={detail['num_items']} gate items (of {detail['gate_items']}, look {len(detail['looks'])}), "
+        f"p={detail['p_value']:.2g} (level {detail['level']:.2g}; {detail['alpha_left']:.2g} left for later candidates)"
+        + (f"; guards: {', '.join(guards)}" if guards else "")
+        + "".join(f"; {refusal}" for refusal in refusals)
     )
 
 

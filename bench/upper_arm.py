@@ -30,6 +30,8 @@ def gold_rows(task: Any, held_out: set[str], num_examples: int, seed: int) -> li
     items: dict[str, Item] = {}
     index = 0
     while len(items) < num_examples:
+        if index > 50 * num_examples:
+            raise SystemExit(f"the stream has only {len(items)} distinct items; lower --examples below that")
         for item in task.stream(index, num_examples, seed):
             if item.id not in held_out and len(items) < num_examples:
                 items.setdefault(item.id, item)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from agent.budget import Budget
-from agent.planners.base import Choice, check_decision, menu_schema
+from agent.planners.base import Choice, InvalidDecision, check_decision, menu_schema
 from agent.planners.self_planner import SelfPlanner
 from agent.situation import build_situation, situation_text
 from memory.store import RunStore
@@ -145,6 +145,11 @@ def test_a_model_of_bytes_plans_with_the_real_names(jobs: JobsHere) -> None:
 def test_a_long_decision_is_not_cut(jobs: JobsHere) -> None:
     menu = [Choice(tool="a", description="", arguments={name: ["x" * 99, "y" * 99] for name in "bcd"})]
     check_decision(think(jobs, menu)["decision"], menu)
+
+
+def test_a_prompt_beyond_the_context_is_an_invalid_decision(jobs: JobsHere) -> None:
+    with pytest.raises(InvalidDecision, match="context is 512"):
+        SelfPlanner(jobs, lambda: None, "?").decide("words " * 400, MENUS["several"], 1)
 
 
 def test_the_default_model_plans_a_run(default_model: Path, tmp_path: Path) -> None:

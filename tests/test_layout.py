@@ -21,6 +21,7 @@ MAY_IMPORT = {
 HEAVY = {"torch", "transformers", "trl", "peft", "chromadb", "sentence_transformers", "vllm"}
 HEAVY_ALLOWED = {
     "tools/engines/constrained.py",
+    "tools/engines/likelihood.py",
     "tools/engines/rollout.py",
     "tools/engines/transformers_engine.py",
     "tools/optimize/collate.py",

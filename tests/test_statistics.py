@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 
 from agent.budget import FINAL_MARGIN, START_UP_S, Budget
-from agent.statistics import ALPHA, alpha_for, paired_test, wilson_interval
+from agent.statistics import (
+    ALPHA,
+    LOOKS,
+    PairedTest,
+    alpha_for,
+    alpha_left,
+    chance_to_pass,
+    decide,
+    look_sizes,
+    needed_to_pass,
+    paired_test,
+    provable_gain,
+    sign_test,
+    wilson_interval,
+)
 from tools.jobs.job import NO_USAGE, Usage
 
 
@@ -176,3 +190,66 @@ def test_without_a_limit_everything_is_afforded() -> None:
     budget = Budget(None, None)
     assert budget.used == NO_USAGE
     assert budget.affords(1e18, 1e18) and budget.share_left() == 1.0
+
+
+def paired(num_items: int, fixed: int, broken: int) -> PairedTest:
+    return PairedTest(num_items, fixed, broken, sign_test(fixed, broken))
+
+
+def test_graded_scores_count_by_direction_and_bits_are_mcnemar() -> None:
+    champion, candidate = [0.0, 0.5, 1.0, 0.25], [0.25, 1.0, 0.75, 0.25]
+    assert paired_test(champion, candidate)[1:3] == (2, 1)
+    bits = [False, True, True, False], [True, False, True, True]
+    assert paired_test(*bits) == paired_test([float(bit) for bit in bits[0]], [float(bit) for bit in bits[1]])
+
+
+def test_looks_end_at_all_items_and_share_out_the_level() -> None:
+    assert look_sizes(600) == [150, 300, 450, 600]
+    assert look_sizes(21)[-1] == 21
+    assert sum(share for _, share in LOOKS) == pytest.approx(1)
+
+
+def test_a_clear_gain_is_accepted_early_and_a_hopeless_candidate_rejected_early() -> None:
+    assert decide(paired(150, 60, 5), 0, 600, 0.01) is True
+    assert decide(paired(150, 10, 30), 0, 600, 0.01) is False
+    assert decide(paired(150, 20, 10), 0, 600, 0.01) is None
+    assert decide(paired(600, 40, 30), 3, 600, 0.01) is False
+
+
+def test_the_last_look_has_the_largest_share_of_the_level() -> None:
+    test = paired(600, 70, 40)
+    level = test.p_value / LOOKS[-1][1]
+    assert decide(test, 3, 600, 1.001 * level) is True
+    assert decide(test, 3, 600, 0.999 * level) is False
+    assert decide(paired(450, 70, 40), 2, 600, 1.001 * level) is None
+
+
+def test_what_is_needed_to_pass_is_exact() -> None:
+    for changed in (1, 5, 20, 80, 1500):
+        for level in (0.05, 0.0075, 1e-6):
+            needed = needed_to_pass(changed, level)
+            if needed <= changed:
+                assert sign_test(needed, changed - needed) <= level
+            assert needed == 0 or sign_test(needed - 1, changed - needed + 1) > level
+
+
+def test_the_predictive_chance_is_that_of_simulated_futures() -> None:
+    fixed, broken, seen, left, level = 14, 8, 100, 300, 0.0075
+    numbers = np.random.default_rng(0)
+    coming = round((fixed + broken + 1) / seen * left)
+    shares = numbers.beta(fixed + 1, broken + 1, 20_000)
+    passed = fixed + numbers.binomial(coming, shares) >= needed_to_pass(fixed + broken + coming, level)
+    assert chance_to_pass(fixed, broken, seen, left, level) == pytest.approx(passed.mean(), abs=0.015)
+
+
+def test_more_items_prove_smaller_gains() -> None:
+    gains = [provable_gain(number) for number in (20, 100, 400, 1000, 5000)]
+    assert gains == sorted(gains, key=lambda gain: -(gain or 1))
+    assert gains[2] == pytest.approx(0.075, abs=0.02)
+    assert provable_gain(5) is None
+
+
+def test_alpha_left_is_what_later_candidates_can_spend_together() -> None:
+    for earlier in ([], [True], [False, True, True], [True, False]):
+        later = [alpha_for([*earlier, *[False] * number]) for number in range(400)]
+        assert alpha_left(earlier) == pytest.approx(sum(later))

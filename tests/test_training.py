@@ -198,7 +198,9 @@ def test_training_lowers_the_loss_and_the_candidate_loads(new_run: Run, method: 
     num_tokens = sum(
         len(tokenise(engine.tokenizer, build_messages(row["prompt"], []), row["completion"]).input_ids) for row in rows
     )
-    assert resident.tokens_processed == 3 * 8 * num_tokens
+    shared = len(tokenise(engine.tokenizer, build_messages("reverse ", []), "").input_ids) - 3  # end, assistant, end
+    assert manifest["num_tokens"] == 8 * num_tokens - 32 * 15 * shared, "what a batch shares goes through once"
+    assert resident.tokens_processed == 3 * manifest["num_tokens"]
     assert same(base, engine.base.state_dict())
     assert not (run_dir / "jobs" / "training" / "checkpoints").exists()
 

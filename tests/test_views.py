@@ -24,6 +24,19 @@ USAGE = {"wall_s": 12.5, "cpu_s": 20.0, "tokens": 4200}
 SECRET_OF_A_MODEL = "evil \x1b[31m red"
 
 
+STEPS: Json = {
+    "looks": [{}],
+    "gate_items": 400,
+    "alpha_left": 0.04,
+    "guards": [
+        {"name": "form", "value": 0.01, "limit": 0.02, "ok": True, "n": 400, "why": "of the answers never end"},
+        {"name": "drift", "value": 0.2, "limit": 1.0, "ok": True, "n": 52, "why": "nats from the base model"},
+    ],
+    "refused_by": [],
+}
+"""What a verdict says beside its counts."""
+
+
 def make_run(runs_dir: Path, name: str = "20260102-030405", ended: StopReason | None = StopReason.PLATEAU) -> Path:
     """Write a run with one accepted and one rejected model; ended None = no ending, as a kill leaves it."""
     run_dir = runs_dir / name
@@ -94,10 +107,18 @@ def _write_models(store: RunStore) -> None:
         settings = {"method": "lora", "learning_rate": 0.001, "epochs": 1}
         manifest = {"parent": parent, "dataset": sets[-1], "datasets": sets, "settings": settings, "seed": 0}
         store.put("models", model, manifest | {"num_examples": len(sets)})
-        public = {"model": model, "split": "gate", "shots": 0, "champion": parent, "accepted": accepted, "n": 400}
+        public = {
+            "model": model,
+            "split": "gate",
+            "shots": 0,
+            "champion": parent,
+            "accepted": accepted,
+            "n": 400,
+            "refused_by": [],
+        }
         store.put("evals", content_id([model, "gate", 0]), public | {"number": number})
         detail = {"candidate": model, "champion": parent, "number": number, "accepted": accepted, "alpha": 0.0075}
-        counts = {"num_items": 400, "num_fixed": 76, "num_broken": 3, "p_value": 1e-9}
+        counts = {"num_items": 400, "num_fixed": 76, "num_broken": 3, "p_value": 1e-9, "level": 0.0056} | STEPS
         append_jsonl(store.run_dir / "referee" / "verdicts.jsonl", [detail | counts])
 
 
@@ -124,7 +145,7 @@ def _write_events(trace: Trace, config: Json, identity: Json) -> None:
     weakest = {"weakest": {"difficulty": "2 digits", "score": 0.202, "n": 99}}
     trace.emit("tool_finished", step=1, **action, result=result | weakest, usage=USAGE)
     detail = {"accepted": True, "num_fixed": 76, "num_broken": 3, "num_items": 400, "p_value": 1e-9, "alpha": 0.0075}
-    trace.emit("judged", step=1, candidate=GOOD, champion="base", **detail)
+    trace.emit("judged", step=1, candidate=GOOD, champion="base", level=0.0056, **detail, **STEPS)
     trace.emit("observed", step=2, situation=situation, menu=["generate_data"])
     trace.emit("tool_started", step=2, tool="generate_data", args={"num_items": 256}, job="0002")
 
@@ -239,7 +260,8 @@ def test_the_trace_as_a_tree(run_dir: Path) -> None:
         "gain +22.0 points (n=128)",
         "search 22.0 % [15.0, 30.0] n=128, weakest 2 digits 20.2 % [13.5, 29.2] n=99",
         "cost: 12.5 s wall, 20.0 s cpu, 4200 tokens",
-        "└─ verdict: ACCEPTED: 76 fixed, 3 broken of n=400 gate items, p=1e-09 (level 0.0075)",
+        "└─ verdict: ACCEPTED: 76 fixed, 3 broken of n=400 gate items (of 400, look 1), p=1e-09 "
+        "(level 0.0056; 0.04 left for later candidates); guards: form 0.01, drift 0.2",
         f"plateau: {StopReason.PLATEAU.sentence}",
         "champion        25.0 % [12.5, 50.0] n=400",
     ):

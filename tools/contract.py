@@ -45,7 +45,7 @@ class Judge(Protocol):
         """Return the record of a model on the search split."""
 
     def judge(self, candidate: str) -> Json:
-        """Return {"accepted", "n"}: whether the candidate becomes the champion."""
+        """Return {"accepted", "n", "refused_by"}: whether the candidate becomes the champion, or the guards against."""
 
     def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
         """Split training rows into those kept and those that equal an evaluation item."""

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.planners.base import Choice, Decision, check_decision, menu_schema
+from agent.planners.base import Choice, Decision, InvalidDecision, check_decision, menu_schema
 from agent.planners.chat import menu_text
 from prompts import render
-from tools.contract import Jobs
+from tools.contract import Jobs, ToolError
 
 
 class SelfPlanner:
@@ -20,24 +20,27 @@ class SelfPlanner:
         self.blank = blank
 
     def decide(self, situation_text: str, menu: list[Choice], step: int) -> Decision:
-        """Return the action whose calibrated log-probability is highest; always one of the menu."""
+        """Return the action whose calibrated log-probability is highest; always one of the menu.
+
+        Raises InvalidDecision when the prompt is longer than the model's context or no whole decision came out.
+        """
         options = menu_text(menu)
         system = render("planner_system")
         question = render("planner_reason", situation=situation_text, menu=options)
         schemas = {choice["tool"]: schema for choice, schema in zip(menu, menu_schema(menu)["anyOf"], strict=True)}
         folder = self.champion_dir()
-        thought, _ = self.jobs.run(
-            "tools.engines.constrained:deliberate",
-            {
-                "model_dir": None if folder is None else f"models/{folder.name}",
-                "reason": [{"role": "system", "content": system}, {"role": "user", "content": question}],
-                "decide": render("planner_decide", menu=options, situation=situation_text, reasoning="{reasoning}"),
-                "blank": render("planner_decide", menu=options, situation=self.blank, reasoning="{reasoning}"),
-                "system": system,
-                "schemas": schemas,
-            },
-            {"step": step},
-        )
+        args = {
+            "model_dir": None if folder is None else f"models/{folder.name}",
+            "reason": [{"role": "system", "content": system}, {"role": "user", "content": question}],
+            "decide": render("planner_decide", menu=options, situation=situation_text, reasoning="{reasoning}"),
+            "blank": render("planner_decide", menu=options, situation=self.blank, reasoning="{reasoning}"),
+            "system": system,
+            "schemas": schemas,
+        }
+        try:
+            thought, _ = self.jobs.run("tools.engines.constrained:deliberate", args, {"step": step})
+        except ToolError as problem:
+            raise InvalidDecision(str(problem)) from problem
         tool, args = check_decision(thought["decision"], menu)
         return Decision(
             tool=tool,

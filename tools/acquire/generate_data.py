@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from memory.records import append_jsonl, content_id, read_json, read_jsonl
 from memory.store import BASE, RunStore
+from tools.acquire.health import sample_health
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.evaluate.costs import answer_tokens, new_set_tokens
 from tools.jobs.job import Job
@@ -116,6 +117,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         "num_distinct_right": len({row["example_id"] for row in right}),
         "pass_rate": sum(row["right"] for row in first) / max(1, len(first)),
         "num_tokens": job.resident.engine.tokens_processed - before,
+        "health": sample_health(rows, FIRST_SAMPLES),
     }
     store.put("data", dataset_id, manifest, {"samples.jsonl": rows, "right.jsonl": right})
     shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
@@ -173,6 +175,7 @@ def _sample_chunk(job: Job, args: Json, chunk: list[Any], number: int, dataset_i
                     "score": verdict.score,
                     "finish": completion.finish,
                     "logprob": round(completion.logprob, 4),
+                    "num_tokens": completion.num_tokens,
                     "pass_rate": pass_rate,
                     "difficulty": item.difficulty,
                     "model": args["model"],

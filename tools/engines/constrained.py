@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.contract import Json
+from tools.contract import Json, ToolError
 from tools.engines.base import Message, Sampling
 from tools.engines.rollout import KeyValueTree, extend, grow_prefix, grow_trunks
 from tools.engines.transformers_engine import TransformersEngine, shared_prefix_length
@@ -27,7 +27,15 @@ MAIN = 0
 """Branch in which the chosen decision grows; alternatives are scored in branches 1, 2, ..."""
 
 
-def deliberate(
+def deliberate(job: Job, **args: Any) -> Json:
+    """Decide (see `_deliberate`); a job in the worker. Raises ToolError when no decision came out."""
+    try:
+        return _deliberate(job, **args)
+    except ValueError as problem:  # over the context, or cut off before the JSON was whole
+        raise ToolError(f"the model gave no decision: {problem}") from problem
+
+
+def _deliberate(
     job: Job,
     model_dir: str | None,
     reason: list[Message],
@@ -36,7 +44,7 @@ def deliberate(
     system: str,
     schemas: dict[str, Json],
 ) -> Json:
-    """Return {"reasoning", "decision", "logprob", "alternatives", "tokens"}; a job in the worker.
+    """Return {"reasoning", "decision", "logprob", "alternatives", "tokens"}.
 
     decide and blank: the decision prompt with the situation, and with its values blanked; both hold the marker
     {reasoning}. schemas: tool name -> JSON schema of its action.
@@ -75,12 +83,12 @@ class CalibratedDecoder:
         num_shared = shared_prefix_length(prompts)
         prefix = grow_prefix(engine.model, prompts[0][:num_shared])
         room = self.num_decision + sum(len(self._encode(_start_of_answer(name))) for name in schemas)
-        tree, logits_BV, position_B = grow_trunks(engine.model, prefix, [ids[num_shared:] for ids in prompts], room)
+        tree, logits_BNV, position_B = grow_trunks(engine.model, prefix, [ids[num_shared:] for ids in prompts], room)
         self.tree: KeyValueTree = tree
         self.owner: list[int] = []
         """The branch of each token after the trunk."""
         self.position_B = position_B
-        self.logits_BV = logits_BV
+        self.logits_BV = logits_BNV[:, -1]
         engine.tokens_processed += num_shared + sum(len(ids) - num_shared for ids in prompts)
 
     @torch.inference_mode()
@@ -148,7 +156,8 @@ class CalibratedDecoder:
         trunk_BQL = self.tree.trunk_BL.unsqueeze(1).expand(-1, len(tokens), -1)
         seen_BQL = torch.cat([trunk_BQL, branch_QL.expand(2, -1, -1)], dim=-1)
         tokens_BQ, offset_BQ = (torch.tensor(values, device=device).expand(2, -1) for values in (tokens, offset))
-        return extend(self.engine.model, self.tree, tokens_BQ, seen_BQL, offset_BQ + self.position_B[:, None])
+        position_BQ = offset_BQ + self.position_B[:, None]
+        return extend(self.engine.model, self.tree, tokens_BQ, seen_BQL, position_BQ, num_kept=len(tokens))
 
 
 def _start_of_answer(name: str) -> str:

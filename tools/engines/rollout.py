@@ -103,9 +103,9 @@ def extend(
     tokens_BQ: Tensor,
     seen_BQL: Tensor,
     position_BQ: Tensor,
-    keep_last: bool = False,
+    num_kept: int,
 ) -> Tensor:
-    """Append Q tokens to each row and return their logits (B, Q, V), or (B, 1, V) of the last when keep_last.
+    """Append Q tokens to each row and return the logits (B, num_kept, V) of the last ones.
 
     seen_BQL: which of the row's own columns each new token sees, itself included (L = stored + Q). All see the prefix.
     """
@@ -119,7 +119,7 @@ def extend(
         use_cache=True,
         # An index, not a count: it copies the last positions together, and a linear layer over a strided slice would
         # expand the whole vocabulary matrix once per row.
-        logits_to_keep=torch.tensor([num_new - 1], device=tokens_BQ.device) if keep_last else 0,
+        logits_to_keep=torch.arange(num_new - num_kept, num_new, device=tokens_BQ.device),
         tree=tree,
     ).logits
     tree.length += num_new
@@ -132,11 +132,11 @@ def grow_prefix(model: PreTrainedModel, prefix: list[int]) -> KeyValueTree | Non
 
 
 def grow_trunks(
-    model: PreTrainedModel, prefix: KeyValueTree | None, suffixes: list[list[int]], room: int
+    model: PreTrainedModel, prefix: KeyValueTree | None, suffixes: list[list[int]], room: int, num_kept: int = 1
 ) -> tuple[KeyValueTree, Tensor, Tensor]:
     """Prefill one row per suffix (left-padded); room = tokens per row to be added later.
 
-    Returns the tree, the logits (B, V) of each row's next token, and that token's position (B,).
+    Returns the tree, the logits (B, num_kept, V) after each row's last tokens, and the next token's position (B,).
     """
     device = model.device
     num_prefix = 0 if prefix is None else prefix.length
@@ -149,8 +149,8 @@ def grow_trunks(
     # A pad query would see nothing and turn into NaN: let it see itself, nobody reads it.
     seen = (trunk[:, None, :] & torch.ones_like(itself).tril()) | itself
     tree = KeyValueTree(prefix, trunk, longest + room)
-    logits = extend(model, tree, tokens, seen, offset.clamp(min=0) + num_prefix, keep_last=True)
-    return tree, logits[:, -1], num_prefix + lengths
+    logits = extend(model, tree, tokens, seen, offset.clamp(min=0) + num_prefix, num_kept)
+    return tree, logits, num_prefix + lengths
 
 
 def sample_branches(
@@ -170,14 +170,14 @@ def sample_branches(
     Returns token ids and summed log-probabilities, both [prompt][sample], and the number of tokens computed.
     """
     num_prompts, device = len(suffixes), model.device
-    tree, logits_BV, position_B = grow_trunks(model, prefix, suffixes, (max_new_tokens - 1) * num_samples)
+    tree, logits_BNV, position_B = grow_trunks(model, prefix, suffixes, (max_new_tokens - 1) * num_samples)
     num_computed = sum(map(len, suffixes))
     answers = torch.full((num_prompts, num_samples, max_new_tokens), NOTHING, device=device)
     logprobs = torch.zeros(num_prompts, num_samples, device=device)
     row_B = torch.arange(num_prompts, device=device)
     node_BG = torch.zeros(num_prompts, num_samples, dtype=torch.long, device=device)
     active_BG = torch.ones_like(node_BG, dtype=torch.bool)
-    logits_BNV, seen_BNL = logits_BV.unsqueeze(1), tree.trunk_BL.unsqueeze(1)
+    seen_BNL = tree.trunk_BL.unsqueeze(1)
     for step in range(max_new_tokens):
         token_BG, logprob_BG = _choose(logits_BNV, node_BG, temperature, top_k, generator)
         answers[row_B, :, step] = token_BG.where(active_BG, NOTHING)
@@ -195,7 +195,8 @@ def sample_branches(
         ancestors_BNL = seen_BNL.gather(1, parent_BN.unsqueeze(-1).expand(-1, -1, tree.length))
         itself_BNN = torch.eye(parent_BN.shape[1], dtype=torch.bool, device=device).expand(len(row_B), -1, -1)
         seen_BNL = torch.cat([ancestors_BNL, itself_BNN], dim=-1)
-        logits_BNV = extend(model, tree, token_BN, seen_BNL, (position_B + step).unsqueeze(1).expand_as(token_BN))
+        position_BN = (position_B + step).unsqueeze(1).expand_as(token_BN)
+        logits_BNV = extend(model, tree, token_BN, seen_BNL, position_BN, num_kept=token_BN.shape[1])
     tokens = [[[t for t in answer if t != NOTHING] for answer in samples] for samples in answers.tolist()]
     return tokens, logprobs.tolist(), num_computed
 

@@ -10,22 +10,25 @@ from tools.jobs.job import Job
 BATCH_ITEMS = 256
 
 
-def answer_questions(job: Job, model: str, questions_file: str, shots: bool, max_new_tokens: int) -> Json:
-    """Return the greedy answers, in order, and the tokens spent per item.
+def answer_questions(
+    job: Job, model: str, questions_file: str, start: int, stop: int | None, shots: bool, max_new_tokens: int
+) -> Json:
+    """Return the greedy answers to the questions start..stop, in order, and the tokens spent per item.
 
-    questions_file: JSONL of {"id", "question"} below the run folder; shots: with the task's seed examples.
+    questions_file: JSONL of {"id", "question"} below the run folder; stop None = to its end; shots: with the task's
+    seed examples.
     """
     from tools.engines.base import Sampling, build_messages
 
     resident = job.resident
     examples = [(item.question, item.answer) for item in resident.task.seed_examples()] if shots else []
     resident.engine.use_model(RunStore(job.run_dir).model_dir(model))
-    questions = [row["question"] for row in read_jsonl(job.run_dir / questions_file)]
+    questions = [row["question"] for row in read_jsonl(job.run_dir / questions_file)][start:stop]
     system_prompt = resident.settings["system_prompt"]
     answers: list[Any] = []
     before = resident.engine.tokens_processed
-    for start in range(0, len(questions), BATCH_ITEMS):
-        prompts = [build_messages(text, examples, system_prompt) for text in questions[start : start + BATCH_ITEMS]]
+    for first in range(0, len(questions), BATCH_ITEMS):
+        prompts = [build_messages(text, examples, system_prompt) for text in questions[first : first + BATCH_ITEMS]]
         completions = resident.engine.generate(prompts, Sampling(max_new_tokens))
         answers += [samples[0] for samples in completions]
         job.progress(len(answers), len(questions))
@@ -34,6 +37,7 @@ def answer_questions(job: Job, model: str, questions_file: str, shots: bool, max
     return {
         "answers": [answer.text for answer in answers],
         "stopped": [answer.finish == "stop" for answer in answers],
+        "num_tokens": [answer.num_tokens for answer in answers],
         "logprobs": [None if answer.logprob != answer.logprob else round(answer.logprob, 4) for answer in answers],
         # The last token of an answer is drawn and never read.
         "prompt_tokens_per_item": (tokens - generated) / len(questions) + 1,

@@ -20,8 +20,8 @@ def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> 
     """Measure the newly trained candidate and let the referee accept or reject it.
 
     Use it right after training: nothing that was trained counts before. Returns the score on the search split with its
-    interval, the weakest difficulty, and whether the candidate is the new champion. A rejected one's data is set aside,
-    unless a later candidate that went on from it is accepted.
+    interval, the weakest difficulty, whether the candidate is the new champion, and which guards refused it (it lost
+    something else). A rejected one's data is set aside, unless a later candidate that went on from it is accepted.
     """
     store = run.context.store
     candidate = store.candidate()
@@ -37,6 +37,7 @@ def evaluate_model(run: ToolRun, target: Literal["candidate"] = "candidate") -> 
         "accepted": verdict["accepted"],
         "quarantined": None if verdict["accepted"] else model["dataset"],
         "gate_items": verdict["n"],
+        "refused_by": verdict["refused_by"],
         "search_score": search["score"],
         "ci95": search["ci95"],
         "n": search["n"],

@@ -46,7 +46,7 @@ def train(
 ) -> Json:
     """Train and save one candidate; returns {"model", "num_examples", "loss_first", "loss_last", "train_s", ...}."""
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
-        return _train_on_all_gpus(job)
+        return train_in_processes(job, torch.cuda.device_count())
 
     # --- Act 1: rows to tokens
     store = RunStore(job.run_dir)
@@ -62,7 +62,6 @@ def train(
         tokenise(engine.tokenizer, build_messages(row["prompt"], [], system_prompt), row["completion"])._asdict()
         for row in rows
     ]
-    num_tokens = sum(len(row["input_ids"]) for row in tokens)
 
     # --- Act 2: the model to start from
     engine.use_model(None)
@@ -88,11 +87,13 @@ def train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
         raise ToolError(f"the loss is not finite at learning rate {settings['learning_rate']}; choose a lower one")
-    job.resident.trained_tokens += TRAINED_TOKEN_COST * num_tokens * settings["epochs"]
+    num_tokens = trainer.count_tokens()
+    job.resident.trained_tokens += TRAINED_TOKEN_COST * num_tokens
 
-    # --- Act 4: save the candidate, manifest last
+    # --- Act 4: save the candidate, manifest last; of several processes the first does it
     folder = store.folder("models", model_id)
-    _save(trainer.model, engine.tokenizer, folder, settings["method"])
+    if trainer.is_world_process_zero():
+        _save(trainer.accelerator.unwrap_model(trainer.model), engine.tokenizer, folder, settings["method"])
     result = {
         "model": model_id,
         "num_examples": len(rows),
@@ -110,8 +111,9 @@ def train(
         "num_tokens": num_tokens,
         "losses": [round(loss, 4) for loss in losses],
     }
-    store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 
@@ -131,6 +133,16 @@ def rehearsal(rows: list[Json], count: int, seed: int) -> list[Json]:
 class CompletionTrainer(SFTTrainer):
     """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
 
+    num_seen = num_batches = 0
+
+    def count_tokens(self) -> int:
+        """Return how many tokens went through the model, in all processes; what a batch's prompts share counts once.
+
+        Steps before a resume, which another process did, are taken at the mean of those since.
+        """
+        counted = torch.tensor(self.num_seen, device=self.accelerator.device)
+        return int(self.accelerator.reduce(counted, "sum")) * self.state.global_step // max(1, self.num_batches)
+
     def compute_loss(
         self,
         model: Any,
@@ -141,11 +153,16 @@ class CompletionTrainer(SFTTrainer):
         """Return the mean negative log-likelihood of the completion tokens of a PrefixCollator batch."""
         assert not return_outputs, "training only: nothing evaluates inside the trainer"
         labels_T = inputs["labels"][0]
+        self.num_seen += len(labels_T)
+        self.num_batches += 1
         predicting = (labels_T[1:] != IGNORED).nonzero()[:, 0]
         features = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**features, use_cache=False, logits_to_keep=predicting).logits[0]
         loss = torch.nn.functional.cross_entropy(logits.float(), labels_T[predicting + 1], reduction="sum")
-        return loss / (len(predicting) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return loss / len(predicting)
+        # Counted over all processes, whose gradients are averaged.
+        return loss / num_items_in_batch * self.accelerator.num_processes
 
 
 class Watch(TrainerCallback):
@@ -208,7 +225,7 @@ def _arguments(job: Job, settings: Json, seed: int, engine_dtype: torch.dtype) -
     factor = 1.0 if settings["method"] == "lora" else FULL_LEARNING_RATE_FACTOR
     return SFTConfig(
         output_dir=str(job.folder / "checkpoints"),
-        per_device_train_batch_size=max(1, BATCH_EXAMPLES // max(1, torch.cuda.device_count())),
+        per_device_train_batch_size=max(1, BATCH_EXAMPLES // int(os.environ.get("WORLD_SIZE", "1"))),
         num_train_epochs=settings["epochs"],
         learning_rate=settings["learning_rate"] * factor,
         lr_scheduler_type=settings["schedule"],
@@ -254,11 +271,16 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _train_on_all_gpus(job: Job) -> Json:
-    """Run this same job under accelerate, one process per GPU, and return what its first process wrote."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(torch.cuda.device_count())]
+def train_in_processes(job: Job, count: int) -> Json:
+    """Run this same job under accelerate, one process per GPU (or so many on a CPU); return what the first wrote."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count)]
+    command += [] if torch.cuda.is_available() else ["--cpu"]
     subprocess.run([*command, "-m", "tools.optimize.sft_worker", str(job.folder)], check=True)
-    return json.loads((job.folder / "trained.json").read_text())
+    result: Json = json.loads((job.folder / "trained.json").read_text())
+    model = RunStore(job.run_dir).get("models", result["model"])
+    assert model is not None, "the first process wrote the manifest before its result"
+    job.resident.trained_tokens += TRAINED_TOKEN_COST * model["num_tokens"]
+    return result
 
 
 def _main() -> None:
@@ -268,7 +290,8 @@ def _main() -> None:
     folder = Path(sys.argv[1])
     job = Job(folder, Resident(folder.parent.parent))
     result = train(job, **JobSpec.load(folder).args)
-    (folder / "trained.json").write_text(json.dumps(result))
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "trained.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

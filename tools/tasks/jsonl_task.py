@@ -85,6 +85,8 @@ def load_jsonl_task(path: Path, options: dict[str, Any], base: Path | None = Non
         raise ValueError(f"{where} names no scorer; append ?scorer=NAME, one of {names} or python:FILE.py")
     scorer_options = {key: value for key, value in options.items() if key not in ("scorer", "max_new_tokens")}
     scorer = make_spec(str(options["scorer"]), scorer_options, base or Path.cwd())
+    if scorer["name"] == "python":  # the canonical spec is read again from any folder
+        options = options | {"scorer": f"python:{scorer['file']}"}
     rows = list(_read_rows(path))
     distinct = _drop_repeats(path, rows)
     items = [row.item for row in distinct if not row.seed]

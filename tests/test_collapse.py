@@ -1,0 +1,68 @@
+"""Signs of collapse in the samples of a run: what they are computed from, and what stops a run."""
+
+from typing import Any
+
+import pytest
+
+from agent.collapse import collapse_sign
+from tools.acquire.health import sample_health
+
+
+def row(item: str, sample: int, completion: str, right: bool, logprob: float = -1.0, num_tokens: int = 2) -> Any:
+    fields = {"item_id": item, "sample": sample, "completion": completion, "right": right}
+    return fields | {"logprob": logprob, "num_tokens": num_tokens}
+
+
+def test_health_counts_items_and_compares_their_first_samples() -> None:
+    rows = [
+        *(row("a", sample, "1", True) for sample in range(4)),
+        *(row("b", sample, text, False) for sample, text in enumerate("2223")),
+        *(row("c", sample, text, False) for sample, text in enumerate("4567")),
+        row("c", 4, "8", True, logprob=-100.0),  # beyond the first samples: counts for never_right alone
+    ]
+    assert sample_health(rows, 4) == {
+        "num_items": 3, "never_right": 1, "always_right": 1, "distinct": round(7 / 3, 4), "entropy": 0.5,
+        "agreement": round((4 + 3 + 1) / 12, 4), "majority_right": round(1 / 3, 4),
+    }  # fmt: skip
+
+
+HEALTHY = {
+    "num_items": 1000, "never_right": 300, "always_right": 200, "distinct": 0.4, "entropy": 0.3, "agreement": 0.6,
+    "majority_right": 0.5,
+}  # fmt: skip
+
+
+def sampling(model: str = "m", shots: bool = False, **changes: Any) -> Any:
+    return {"model": model, "shots": shots, "health": HEALTHY | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sign"),
+    [
+        ({"never_right": 10, "always_right": 989}, "nothing left to learn"),
+        ({"entropy": 0.001}, "hardly differ"),
+        ({"distinct": 0.05}, "become alike"),
+        ({"agreement": 0.95, "majority_right": 0.3}, "agree on wrong answers"),
+    ],
+)
+def test_each_sign_is_named_with_its_numbers(changes: Any, sign: str) -> None:
+    said = collapse_sign([sampling(), sampling(**changes)])
+    assert said is not None and sign in said
+    assert any(character.isdigit() for character in said)
+
+
+@pytest.mark.parametrize(
+    "samplings",
+    [
+        [],
+        [sampling()],
+        [sampling(), sampling(never_right=500, always_right=300)],
+        [sampling(), sampling(agreement=0.95, majority_right=0.9)],
+        [sampling(), sampling(num_items=40, entropy=0.0)],
+        [sampling("base", never_right=999, always_right=0)],
+        [sampling("base", shots=True, distinct=3.0), sampling(distinct=0.3)],
+    ],
+    ids=["none", "first", "harder", "better", "too few items", "hard for the base", "few-shot is another kind"],
+)
+def test_a_healthy_run_goes_on(samplings: list[Any]) -> None:
+    assert collapse_sign(samplings) is None

@@ -1,0 +1,58 @@
+"""Log-probabilities and divergences along given answers, against plain transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tools.engines.base import build_messages
+from tools.engines.likelihood import compare_with_base
+from tools.engines.transformers_engine import TransformersEngine, merge_adapter
+
+QUESTIONS = ["ab", "what is this long one?", "x" * 30, *("abc" + letter for letter in "defghijk")]
+ANSWERS = ["yes", "", "a longer answer", *("no" * number for number in range(1, 9))]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> TransformersEngine:
+    return TransformersEngine(tiny_model, "float32")
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"
+
+
+def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
+    chats = [build_messages(question, []) for question in QUESTIONS]
+    engine.use_model(adapter)
+    logprobs, divergences = compare_with_base(engine, chats, ANSWERS)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa").eval()
+    copy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
+    tuned = merge_adapter(copy, adapter)
+    for number, (chat, text) in enumerate(zip(chats, ANSWERS, strict=True)):
+        prompt = engine.encode(chat)
+        answer = [*engine.tokenizer(text, add_special_tokens=False).input_ids, engine.tokenizer.eos_token_id]
+        with torch.inference_mode():
+            base, model = (
+                net(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                for net in (plain, tuned)
+            )
+        wanted = base.gather(-1, torch.tensor(answer)[:, None]).mean()
+        divergence = (base.exp() * (base - model)).sum(-1).mean()
+        assert logprobs[number] == pytest.approx(float(wanted), abs=1e-4)
+        assert divergences[number] == pytest.approx(float(divergence), abs=1e-4)
+        assert divergences[number] > 0.01
+
+
+def test_the_base_model_does_not_differ_from_itself(engine: TransformersEngine) -> None:
+    engine.use_model(None)
+    chats = [build_messages(question, []) for question in QUESTIONS]
+    assert compare_with_base(engine, chats, ANSWERS)[1] == pytest.approx([0.0] * len(QUESTIONS), abs=1e-6)

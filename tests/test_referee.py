@@ -1,0 +1,176 @@
+"""The referee with scripted answers: verdicts in steps, guards, what comes back and what does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.guards import Evidence, GateAnswers, _bounded, _paired, form, length
+from agent.referee import Referee, seal_splits
+from agent.statistics import look_sizes
+from memory.records import read_jsonl
+from memory.store import BASE, RunStore
+from tools.jobs.job import NO_USAGE
+from tools.tasks.base import Item, Splits, SplitSizes, Verdict
+
+GATE = 400
+Answers = Callable[[str, int], bool]
+KINDS = ["chat"] * 24 + ["skill"] * 16 + ["refusal"] * 12
+
+
+class FakeScorer:
+    def score(self, pairs: list[tuple[Item, str]]) -> list[Verdict]:
+        return [Verdict(1.0, "right") if text == item.answer else Verdict(0.0, "wrong") for item, text in pairs]
+
+
+class FakeTask:
+    max_new_tokens = 8
+
+    def seed_examples(self) -> list[Item]:
+        return []
+
+
+class FakeJobs:
+    """Answers by a rule (model, item number) -> right; counts the gate items answered; probes as told."""
+
+    def __init__(self, right: Answers) -> None:
+        self.right = right
+        self.fingerprint = "f"
+        self.answered: dict[str, int] = {}
+        self.probed: list[str] = []
+        self.kl = 0.1
+        self.never_stops = False
+        self.reply = "I'm sorry, I cannot help with that."
+
+    def run(self, function: str, args: dict[str, Any], inputs: Any = None) -> tuple[Any, Any]:
+        name = function.rpartition(":")[2]
+        return getattr(self, name)(**args), NO_USAGE
+
+    def answer_questions(self, model: str, start: int, stop: int | None, **_: Any) -> dict[str, Any]:
+        numbers = range(start, GATE if stop is None else stop)
+        self.answered[model] = self.answered.get(model, 0) + len(numbers)
+        stopped = [not (self.never_stops and model != BASE)] * len(numbers)
+        texts = ["yes" if self.right(model, number) else "no" for number in numbers]
+        rest = {"prompt_tokens_per_item": 1, "answer_tokens_per_item": 1, "identity": {"engine": "fake"}}
+        return {"answers": texts, "stopped": stopped, "num_tokens": [2] * len(numbers)} | rest
+
+    def sample_search(self, model: str, count: int, num_samples: int, **_: Any) -> dict[str, Any]:
+        return {"answers": [["yes"] * num_samples] * 20}
+
+    def probe_model(self, model: str, reference: list[str]) -> dict[str, Any]:
+        self.probed.append(model)
+        assert bool(reference) == (model != BASE)
+        shifts = [0.0 if model == BASE else self.kl + 0.001 * number for number in range(len(KINDS))]
+        texts = [f"answer {number}" for number in range(40)] + ["I'm sorry, I cannot help."] * 6 + [self.reply] * 6
+        return {"kinds": KINDS, "answers": texts, "kl": shifts, "usual": [-1.0] * len(KINDS)}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[Answers], tuple[Referee, FakeJobs]]:
+    def build(right: Answers) -> tuple[Referee, FakeJobs]:
+        def items(name: str, count: int) -> list[Item]:
+            return [Item(f"{name} question {number}", "yes", "all") for number in range(count)]
+
+        seal_splits(tmp_path, Splits(items("search", 20), items("gate", GATE), items("final", 20)))
+        jobs, store = FakeJobs(right), RunStore(tmp_path)
+        referee = Referee(store, jobs, FakeTask(), FakeScorer(), SplitSizes(20, GATE, 20))  # type: ignore[arg-type]
+        for name in ("good", "same", "worse"):
+            store.put("models", name, {"parent": BASE, "dataset": "d", "datasets": ["d"], "settings": {}})
+        return referee, jobs
+
+    return build
+
+
+def half(model: str, number: int) -> bool:
+    """The base gets every other item right; "good" all, "same" others but as many, "worse" fewer."""
+    return {BASE: number % 2 == 0, "good": True, "same": number % 2 == 1, "worse": number % 4 == 0}[model]
+
+
+def test_a_clear_gain_is_accepted_after_the_first_items(make: Any) -> None:
+    referee, jobs = make(half)
+    assert referee.judge("good") == {"accepted": True, "n": GATE // 4, "refused_by": []}
+    assert jobs.answered == {BASE: GATE // 4, "good": GATE // 4}
+    detail = referee.verdict_detail("good")
+    assert (detail["num_fixed"], detail["num_broken"], detail["gate_items"]) == (50, 0, GATE)
+    assert detail["p_value"] <= detail["level"] < detail["alpha"]
+
+
+@pytest.mark.parametrize("candidate", ["same", "worse"])
+def test_a_candidate_without_hope_costs_few_items(make: Any, candidate: str) -> None:
+    referee, jobs = make(half)
+    verdict = referee.judge(candidate)
+    assert not verdict["accepted"]
+    assert verdict["n"] == jobs.answered[candidate] <= GATE // 2
+    assert jobs.probed == [], "guards are asked about candidates that passed only"
+
+
+def test_an_unclear_candidate_is_measured_to_the_end(make: Any) -> None:
+    # A quarter of the items fixed, 15 % broken: enough to pass, but only when all are counted.
+    referee, _ = make(lambda model, number: number % 20 < 8 if model == BASE else 3 <= number % 20 < 13)
+    assert referee.judge("good") == {"accepted": True, "n": GATE, "refused_by": []}
+    looks = referee.verdict_detail("good")["looks"]
+    assert [look["num_items"] for look in looks] == look_sizes(GATE)
+    assert sum(look["level"] for look in looks) == pytest.approx(referee.verdict_detail("good")["alpha"])
+
+
+def test_a_verdict_is_given_once(make: Any) -> None:
+    referee, jobs = make(half)
+    first = referee.judge("good")
+    before = dict(jobs.answered)
+    assert referee.judge("good") == first
+    assert jobs.answered == before
+    assert len(list(read_jsonl(referee.folder / "verdicts.jsonl"))) == 1
+
+
+def test_a_guard_refuses_what_lost_something_else(make: Any) -> None:
+    referee, jobs = make(half)
+    jobs.kl = 3.0
+    assert referee.judge("good") == {"accepted": False, "n": GATE // 4, "refused_by": ["drift"]}
+    assert referee.store.champion() == BASE
+    found = {guard["name"]: guard for guard in referee.verdict_detail("good")["guards"]}
+    assert set(found) == {"form", "length", "coverage", "drift", "retention", "variety", "refusal"}
+    assert found["drift"]["value"] > found["drift"]["limit"] and not found["drift"]["ok"]
+
+
+def test_a_cheap_guard_that_refuses_spares_the_dear_ones(make: Any) -> None:
+    referee, jobs = make(half)
+    jobs.never_stops = True
+    assert referee.judge("good")["refused_by"] == ["form"]
+    assert jobs.probed == []
+
+
+def test_a_model_that_stops_refusing_is_refused(make: Any) -> None:
+    referee, jobs = make(half)
+    jobs.probe_model = lambda model, reference: {
+        "kinds": KINDS, "kl": [0.0, 0.1] * 26, "usual": [-1.0, -1.1] * 26,
+        "answers": [f"{'I cannot do that' if model == BASE else 'Sure'} {number}" for number in range(52)],
+    }  # fmt: skip
+    assert referee.judge("good")["refused_by"] == ["refusal"]
+
+
+def test_what_comes_back_holds_no_gate_score(make: Any) -> None:
+    referee, _ = make(half)
+    assert set(referee.judge("good")) == {"accepted", "n", "refused_by"}
+    (record,) = referee.store.verdicts()
+    assert not {"num_fixed", "num_broken", "p_value", "looks", "score"} & set(record)
+
+
+def test_a_fall_refuses_only_beyond_tolerance_and_chance() -> None:
+    good = [True] * 400
+    assert _paired("form", good, [False] * 4 + good[4:], 0.02, "")["ok"]
+    assert not _paired("form", good, [False] * 20 + good[20:], 0.02, "")["ok"]
+    assert _paired("form", good[:20], [False] * 3 + good[3:20], 0.02, "")["ok"], "3 of 20 may be chance"
+    assert _paired("form", [False] * 400, good, 0.02, "")["ok"], "a gain is no fall"
+    assert _bounded("drift", [0.9, 1.0, 1.3] * 10, 1.0, "")["ok"]
+    assert not _bounded("drift", [1.4, 1.5, 1.6] * 10, 1.0, "")["ok"]
+
+
+def test_longer_answers_are_refused_when_most_grew() -> None:
+    def gate(tokens: list[int]) -> GateAnswers:
+        return GateAnswers([Verdict(1.0, "right")] * len(tokens), [True] * len(tokens), tokens)
+
+    assert length(Evidence((gate([4] * 100), gate([6] * 100))))["ok"]
+    assert not length(Evidence((gate([4] * 100), gate([9] * 100))))["ok"]
+    assert length(Evidence((gate([4] * 100), gate([4] * 95 + [400] * 5))))["ok"], "a few endless ones"
+    assert form(Evidence((gate([4] * 100), gate([6] * 100))))["ok"]
