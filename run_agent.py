@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands
+from agent import commands, report
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   run_agent.py start --planner rules --budget-minutes 3 --seed 1
   run_agent.py start --task "my.jsonl?scorer=numeric" --model org/name --json
   run_agent.py status                         the newest run on one screen, also while it works
-  run_agent.py trace tail                     its events as they come; `trace show` for the whole story
+  run_agent.py trace tail                     its events as they come; `trace show`: the whole story; `report`: a page
   run_agent.py resume                         go on with what was stopped or killed
   run_agent.py try RUN "What is 12 + 30?"     base and improved model side by side
   run_agent.py follow RUN ID                  what an example, dataset, model or evaluation came from and led to
@@ -75,6 +75,8 @@ def build_parser() -> Parser:
     show = add("show", commands.trace_show, "the trace as a tree; --json: its events", "the newest", trace)
     show.add_argument("--step", type=int, metavar="N", help="this step only, with its reasoning in full")
     add("tail", commands.trace_tail, "one line per event as it comes, until the run ends", "the newest", trace)
+    page = add("report", report.report, "write one HTML page about a run, also while it works", "the newest")
+    page.add_argument("--out", metavar="FILE", help="the page (default: report.html in the run's folder)")
     tools = add("list", commands.tools_list, "tools and their arguments", under=group("tools", "what the agent can do"))
     tools.add_argument("name", nargs="?", metavar="TOOL", help="this tool only, with its whole description")
     tools.add_argument("--tools", action="append", metavar="FILE", help="file with tools of your own")

@@ -38,7 +38,8 @@ def collapse_sign(samplings: list[Json]) -> str | None:
         return f"{settled} of {n} items are always or never right: sampling has nothing left to learn from"
     if now["entropy"] < LEAST_ENTROPY:
         return f"samples hardly differ any more: {now['entropy']:.3f} nats per token (n={n} items)"
-    if now["distinct"] < LEAST_DISTINCT * first["distinct"]:
+    no_better = now["majority_right"] <= first["majority_right"]  # else it learns which few answers there are
+    if no_better and now["distinct"] < LEAST_DISTINCT * first["distinct"]:
         return f"answers become alike: {now['distinct']:.2f} different ones per item, at first {first['distinct']:.2f}"
     gaps = [health["agreement"] - health["majority_right"] for health in (first, now)]
     low, high = (wilson_interval(round(health["majority_right"] * health["num_items"]), health["num_items"])

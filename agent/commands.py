@@ -26,7 +26,7 @@ from agent.config import RunConfig, load_config
 from agent.state import StopReason
 from memory.records import read_json
 from memory.store import BASE, RunStore
-from tools.contract import Json, Tool, ToolError
+from tools.contract import Json, ToolError
 from tools.engines.models import DEFAULT_MODEL, EMBEDDER, PACKAGED_MODELS, fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,7 +70,9 @@ def config_options() -> Iterator[tuple[str, Json]]:
         kinds = [kind for kind in get_args(hint) if kind is not types.NoneType] if "|" in str(hint) else [hint]
         shown = "" if setting.default is None or setting.default == () else f" (default: {setting.default!r})"
         keywords: Json = {"default": SUPPRESS, "help": (setting.metadata["help"] + shown).replace("%", "%%")}
-        if get_origin(kinds[0]) is tuple:
+        if kinds[0] is bool:
+            keywords |= {"action": "store_true"}
+        elif get_origin(kinds[0]) is tuple:
             keywords |= {"action": "append", "metavar": "FILE"}
         else:
             keywords |= {"type": kinds[0], "metavar": kinds[0].__name__.upper().replace("STR", "TEXT")}
@@ -151,9 +153,10 @@ def export(args: Namespace) -> Outcome:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
+    partial.mkdir()
     try:
         work = {"model_id": champion, "target": str(partial), "adapter_only": args.adapter, "dtype": dtype}
-        exported = _in_worker(run_dir, "tools.engines.publish:export_model", work)
+        exported = _in_worker(run_dir, "tools.engines.publish:export_model", work, (partial,))
         (partial / "README.md").write_text(card, encoding="utf-8")
         if target.exists():
             target.rmdir()
@@ -165,7 +168,7 @@ def export(args: Namespace) -> Outcome:
     return Outcome([text], {"run": run_dir.name, "model": champion, "dir": str(target), "dtype": dtype, "files": files})
 
 
-def _in_worker(run_dir: Path, function: str, work: Json) -> Any:
+def _in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ...] = ()) -> Any:
     """Run a job on a run that nobody works on, and leave no trace of it: it costs the run nothing."""
     record = views.open_run(run_dir)
     if not (run_dir / "worker.json").exists():
@@ -176,7 +179,7 @@ def _in_worker(run_dir: Path, function: str, work: Json) -> Any:
     from agent.run import locked
     from tools.jobs.client import WorkerClient
 
-    with locked(run_dir), WorkerClient(run_dir, "command line") as client:
+    with locked(run_dir), WorkerClient(run_dir, "command line", writable=writable) as client:
         folder = client.folder(function, work)
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -225,33 +228,35 @@ def follow_artifact(args: Namespace) -> Outcome:
 
 def tools_list(args: Namespace) -> Outcome:
     """Return the tools with their arguments, or one of them in full."""
-    from tools.registry import load_tools
+    from agent.tool_host import ToolHost
 
-    tools = load_tools(tuple(args.tools or ()))
+    with ToolHost(args.tools or (), closed=views.run_folders(_runs_dir(args))) as host:
+        tools = {tool["name"]: tool for tool in host.describe()}
     if args.name is not None and args.name not in tools:
         raise ValueError(unknown("tool", args.name, list(tools)))
-    chosen = [tool for tool in tools.values() if args.name in (None, tool.name)]
-    keys = ("name", "stage", "description", "grid", "defaults")
+    chosen = [tool for tool in tools.values() if args.name in (None, tool["name"])]
     text = "\n\n".join(_tool_text(tool, in_full=args.name is not None) for tool in chosen)
-    return Outcome([text], [{key: getattr(tool, key) for key in keys} for tool in chosen])
+    return Outcome([text], [{key: value for key, value in tool.items() if key != "summary"} for tool in chosen])
 
 
-def _tool_text(tool: Tool, in_full: bool) -> str:
-    described = tool.description if in_full else tool.summary
+def _tool_text(tool: Json, in_full: bool) -> str:
+    described = tool["description"] if in_full else tool["summary"]
     text = textwrap.indent(described if in_full else textwrap.fill(described, 100), "  ")
-    for name, values in tool.grid.items():
-        default = f" (default {tool.defaults[name]})" if name in tool.defaults else ""
+    for name, values in tool["grid"].items():
+        default = f" (default {tool['defaults'][name]})" if name in tool["defaults"] else ""
         text += f"\n    {name}: {', '.join(map(str, values)) or 'an id that is legal at that moment'}{default}"
-    return f"{tool.name} [{tool.stage}]\n{text}"
+    return f"{tool['name']} [{tool['stage']}]\n{text}"
 
 
 def tasks_list(args: Namespace) -> Outcome:
-    """Return the forms of a task, and which reasoning-gym datasets work with their default options."""
+    """Return the forms of a task, the scorers, and which reasoning-gym datasets work with their default options."""
     del args
     import tools.tasks
+    import tools.tasks.scorers
     from tools.tasks.reasoning_gym_task import ReasoningGymTask, dataset_names
 
     forms = textwrap.dedent(tools.tasks.__doc__ or "").strip().splitlines()[2:]
+    scorers = (tools.tasks.scorers.__doc__ or "").strip().splitlines()[2:]
     usable: list[str] = []
     refused: dict[str, str] = {}
     for name in sorted(dataset_names()):
@@ -261,10 +266,10 @@ def tasks_list(args: Namespace) -> Outcome:
             usable.append(name)
         except ValueError as problem:
             refused[name] = str(problem).removeprefix(f"reasoning_gym:{name} ")
-    text = ["A task is one of", *forms, "", f"{len(usable)} reasoning_gym names:"]
+    text = ["A task is one of", *forms, "", "A scorer is one of", *scorers, "", f"{len(usable)} reasoning_gym names:"]
     text += [textwrap.fill(", ".join(usable), 100, initial_indent="  ", subsequent_indent="  ")]
     text += ["", "Not usable as they are:", *(f"  {name}: {why}" for name, why in refused.items())]
-    data = {"forms": [line.strip() for line in forms], "reasoning_gym": usable, "refused": refused}
+    data = {"forms": [line.strip() for line in forms], "scorers": scorers, "reasoning_gym": usable, "refused": refused}
     return Outcome(["\n".join(text)], data)
 
 

@@ -31,6 +31,9 @@ class RunConfig:
     search_items: int = _option(128, "items whose scores the planner sees")
     gate_items: int = _option(600, "items on which the referee accepts or rejects")
     final_items: int = _option(400, "items opened once, at the end")
+    fresh_evaluation: bool = _option(
+        False, "evaluate on items of a secret new seed, told when the run ends; for tasks that generate items"
+    )
     max_steps: int = _option(200, "steps after which the run ends in any case")
     engine: str = _option("transformers", "who generates: transformers, or openai:URL#MODEL for an endpoint")
     dtype: str = _option("auto", "auto (bf16 where the hardware is quick at it, else float32), float32, bfloat16")

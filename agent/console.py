@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.status import Status
 
+from agent.sealing import looks_text
 from agent.views import verdict_text
 from tools.contract import Json
 
@@ -32,6 +33,7 @@ class Console:
         """Remember the best score and the budget left for the live line."""
         score = situation["score"]
         best = f"{100 * score['score']:.1f} % {_interval(score['ci95'])} n={score['n']}" if score else "not measured"
+        best += note_text(score or {})
         self._headline = f"step {step} | champion {best} | {situation['budget_left_percent']} % of the budget left"
 
     def decided(self, step: int, decision: Any) -> None:
@@ -93,14 +95,21 @@ class Console:
             self.say(f"Final split, opened once, n={final['n']}:")
             for name in ("base_zero_shot", "base_few_shot", "champion"):
                 arm = final[name]
-                self.say(f"  {name.replace('_', ' '):<16} {100 * arm['score']:5.1f} %  {_interval(arm['ci95'])}")
+                figure = f"{100 * arm['score']:5.1f} %  {_interval(arm['ci95'])}{note_text(arm)}"
+                self.say(f"  {name.replace('_', ' '):<16} {figure}")
         self.say(f"Accepted {report['accepted']}, rejected {report['rejected']} candidates in {report['steps']} steps.")
+        self.say(f"Looks at sealed items: {looks_text(report['looks'])}.")
         for name, seconds in report["time_s"].items():
             self.say(f"  {name:<22} {seconds:7.1f} s  {100 * seconds / max(report['wall_s'], 1e-9):5.1f} %")
         self.say(
             f"  wall {report['wall_s']:.0f} s, overhead {100 * report['overhead_share']:.1f} %, "
             f"{report['tokens']} tokens, peak memory {report['peak_rss_gib']:.2f} GiB"
         )
+
+
+def note_text(score: Json) -> str:
+    """Return what must stand beside a judge's score, in brackets; nothing for a verified one."""
+    return f" ({score['scorer_note']})" if score.get("scorer_note") else ""
 
 
 def _interval(ci95: list[float]) -> str:

@@ -17,15 +17,18 @@ from memory.records import read_jsonl
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json
 from tools.tasks.base import Item, Task, Verdict
+from tools.tasks.judge import JudgeScorer
 from tools.tasks.scoring import ScorerProcess
 
 LEVEL = 0.01
-"""Each guard refuses a candidate that lost nothing at most this often."""
+"""A guard refuses when something fell beyond its tolerance and the fall is significant at this level: a candidate that
+lost nothing is refused by it at most this often."""
 LEVEL_Z = 2.326
 MOST_UNFORMED = 0.02
 """Tolerated rise of the share of gate answers that never stop or cannot be read."""
 MOST_LENGTH = 2.0
-"""Tolerated length of the answers, as a multiple of the champion's."""
+"""Tolerated length of the answers, as a multiple of the champion's, or of SHORT_ANSWER where these are shorter."""
+SHORT_ANSWER = 16
 MOST_UNSOLVED = 0.05
 """Tolerated fall of the share of search items with a right answer among SAMPLES (pass@k)."""
 MOST_KL = 1.0
@@ -48,7 +51,7 @@ class Finding(TypedDict):
     name: str
     value: float
     limit: float
-    """The value may pass its limit by chance; `ok` is False only when it does so significantly."""
+    """The tolerance. `ok` is False when the value is beyond it and not by chance (see LEVEL)."""
     ok: bool
     n: int
     why: str
@@ -86,9 +89,9 @@ def form(evidence: Evidence) -> Finding:
 
 def length(evidence: Evidence) -> Finding:
     """Answers do not grow long, on the gate items, against the champion."""
-    before, after = (gate.num_tokens for gate in evidence.gate)
+    before, after = ([max(tokens, SHORT_ANSWER) for tokens in gate.num_tokens] for gate in evidence.gate)
     longer = sum(new > MOST_LENGTH * old for old, new in zip(before, after, strict=True))
-    value = mean(after) / max(mean(before), 1)
+    value = mean(after) / mean(before)
     # Most items must have grown beyond the limit: a few endless answers are the business of `form`.
     ok = value <= MOST_LENGTH or sign_test(longer, len(after) - longer) > LEVEL
     return _finding("length", value, MOST_LENGTH, ok, len(after), "times the length of the champion's answers")
@@ -115,7 +118,10 @@ def retention(evidence: Evidence) -> Finding:
 
 def variety(evidence: Evidence) -> Finding:
     """Unlike questions do not all get the same answer, against the base model."""
-    before, after = ([Counter(probe["answers"])[text] == 1 for text in probe["answers"]] for probe in evidence.probes)
+    counts: list[Counter[str]] = [Counter(probe["answers"]) for probe in evidence.probes]
+    before, after = (
+        [count[text] == 1 for text in probe["answers"]] for count, probe in zip(counts, evidence.probes, strict=True)
+    )
     return _paired("variety", before, after, MOST_SAME, "more of unlike questions get an answer that another one got")
 
 
@@ -136,7 +142,9 @@ FROM_PROBES: tuple[Guard, ...] = (coverage, drift, retention, variety, refusal)
 class Guards:
     """Collects the evidence and asks every guard."""
 
-    def __init__(self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess, folder: Path) -> None:
+    def __init__(
+        self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess | JudgeScorer, folder: Path
+    ) -> None:
         self.store = store
         self.jobs = jobs
         self.task = task
@@ -147,22 +155,22 @@ class Guards:
         """Return what the guards found; the dearer ones are asked only when no cheap one refuses."""
         findings = [guard(Evidence(gate)) for guard in FROM_GATE]
         if all(finding["ok"] for finding in findings):
-            base = self._probe(BASE, [])
-            probed = self._probe(candidate, base["answers"])
+            base = self._probe(BASE, None)
+            probed = self._probe(candidate, {key: base[key] for key in ("answers", "stopped")})
             after, before = self._solved(candidate), self._solved(champion)
             findings += [guard(Evidence(gate, (before, after), (base, probed))) for guard in FROM_PROBES]
         return findings
 
     def _solved(self, model: str) -> list[bool]:
         items = [Item.from_json(row) for row in read_jsonl(self.folder / "search.jsonl")][:SAMPLED_ITEMS]
-        args = {"model": model, "questions_file": "referee/search.questions.jsonl", "count": SAMPLED_ITEMS}
+        args: Json = {"model": model, "questions": [item.question for item in items]}
         args |= {"num_samples": SAMPLES, "max_new_tokens": self.task.max_new_tokens}
-        answers = self.jobs.run("tools.evaluate.probe:sample_search", args)[0]["answers"]
+        answers = self.jobs.run("tools.evaluate.probe:sample_answers", args)[0]["answers"]
         pairs = [(item, text) for item, texts in zip(items, answers, strict=True) for text in texts]
         right = [verdict.right for verdict in self.scorer.score(pairs)]
         return [any(right[start : start + SAMPLES]) for start in range(0, len(right), SAMPLES)]
 
-    def _probe(self, model: str, reference: list[str]) -> Json:
+    def _probe(self, model: str, reference: Json | None) -> Json:
         args = {"model": model, "reference": reference}
         return dict(self.jobs.run("tools.evaluate.probe:probe_model", args)[0])
 

@@ -11,14 +11,17 @@ from tools.contract import Json
 from tools.jobs.client import WorkerClient
 from tools.jobs.job import Usage
 
+FIND_OVERLAPS = "tools.select.contamination:find_overlaps"
 WORK = {
     "tools.acquire.generate_data:sample_items": "generation",
     "tools.optimize.sft_worker:train": "training",
     "tools.evaluate.answer:answer_questions": "evaluation",
-    "tools.evaluate.probe:sample_search": "evaluation",
+    "tools.evaluate.probe:sample_answers": "evaluation",
     "tools.evaluate.probe:probe_model": "evaluation",
+    "tools.tasks.judge:ask_base": "evaluation",
     "tools.engines.constrained:deliberate": "planning",
     "tools.select.curate_data:choose_examples": "curation",
+    FIND_OVERLAPS: "curation",
     "tools.jobs.worker:warm_up": "start-up",
 }
 PRODUCTIVE = ("generation", "training", "evaluation")
@@ -53,8 +56,8 @@ class MeteredJobs:
 
     def _pinned(self, function: str, args: Json, inputs: Json | None) -> tuple[Json, Json | None]:
         """Return what this call's job was given at first: a repeated call would see its own job's artifacts."""
-        if self.call is None or WORK.get(function) == "evaluation":
-            return args, inputs
+        if self.call is None or WORK.get(function) == "evaluation" or function == FIND_OVERLAPS:
+            return args, inputs  # these depend on nothing but their arguments
         path = self.call.with_suffix(f".{function.rpartition(':')[2]}")
         if not path.exists():
             write_json(path, {"args": args, "inputs": inputs})

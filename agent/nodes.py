@@ -17,10 +17,11 @@ from agent.planners.fixed import RulesPlanner, decision
 from agent.referee import Door, Referee
 from agent.situation import build_menu, build_situation, situation_text
 from agent.state import State, StopReason
+from agent.tool_host import ToolHost
 from agent.trace import Trace
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
-from tools.contract import Json, Tool, ToolContext, ToolError
+from tools.contract import Json, ToolError
 
 INVALID_LIMIT = 2
 """Invalid decisions in a row after which the rules decide, marked as fallback."""
@@ -37,7 +38,7 @@ class Services:
     store: RunStore
     jobs: MeteredJobs
     referee: Referee
-    tools: dict[str, Tool]
+    tools: ToolHost
     planner: Planner
     budget: Budget
     trace: Trace
@@ -46,18 +47,14 @@ class Services:
     stop_requested: list[bool] = field(default_factory=list)
     """Not empty once the user asked to stop (Ctrl-C)."""
 
-    @property
-    def context(self) -> ToolContext:
-        """What the tools get."""
-        return ToolContext(self.store, self.jobs, Door(self.referee), self.config.seed, self.config.task)
-
 
 def observe(state: State, runtime: Runtime[Services]) -> State:
     """Read the situation from files and compute the menu; stop when it is empty."""
     services = runtime.context
     step = state.get("step", 0) + 1
-    situation = build_situation(services.context, services.budget, state.get("last"), services.lessons)
-    menu = build_menu(services.tools, services.context, services.budget)
+    situation = build_situation(services.store, services.budget, state.get("last"), services.lessons)
+    offers = services.tools.offers()
+    menu = build_menu(offers, services.store, services.budget)
     # A call that was just refused would be refused again: nothing has changed since.
     refused = state.get("last") or {}
     if refused.get("refused"):
@@ -66,8 +63,7 @@ def observe(state: State, runtime: Runtime[Services]) -> State:
     services.console.observed(step, situation)
     update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu]}
     if not menu:
-        legal = any(tool.legal(services.context) is not None for tool in services.tools.values())
-        update["stop_reason"] = (StopReason.BUDGET if legal else StopReason.NO_ACTION).value
+        update["stop_reason"] = (StopReason.BUDGET if offers else StopReason.NO_ACTION).value
     return update
 
 
@@ -118,7 +114,8 @@ def act(state: State, runtime: Runtime[Services]) -> State:
         if path.exists():
             result = read_json(path)["result"]
         else:
-            result = services.tools[name](services.context, **args)
+            result = services.tools.call(name, args, services.jobs, Door(services.referee))
+            check_claim(services.store, result)
             write_json(path, {"tool": name, "args": args, "result": result})
     except ToolError as problem:
         error = str(problem)
@@ -161,7 +158,7 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
     if len(samplings) >= 2 and not any(dataset["num_right"] for dataset in samplings):
         return StopReason.NOTHING_VERIFIABLE
     pending = store.candidate() is not None or store.untrained_datasets()
-    sign = None if pending else collapse_sign(samplings)
+    sign = None if pending else collapse_sign([dataset for dataset in samplings if "health" in dataset])
     if sign is not None:
         services.trace.emit("collapsed", step=state["step"], sign=sign)
         services.console.say(f"  collapse: {sign}")
@@ -172,6 +169,13 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
     if state["step"] >= services.config.max_steps:
         return StopReason.BUDGET
     return StopReason.USER_STOPPED if services.stop_requested else None
+
+
+def check_claim(store: RunStore, result: Json) -> None:
+    """Raise ToolError for a result that tells of a verdict which the referee did not give."""
+    given = {verdict["model"]: verdict["accepted"] for verdict in store.verdicts()}
+    if "accepted" in result and given.get(result.get("model")) != result["accepted"]:
+        raise ToolError(f"the tool claims accepted={result['accepted']}, which the referee did not say; it is ignored")
 
 
 def _trace_verdict(services: Services, step: int, result: Json) -> None:
@@ -185,7 +189,8 @@ def _trace_verdict(services: Services, step: int, result: Json) -> None:
 def _outcome(tool: str, result: dict[str, Any]) -> str:
     """Return a tool's result in a few words, for the planner's next situation."""
     if "accepted" in result:
-        verdict = "accepted" if result["accepted"] else " ".join(["rejected", *result["refused_by"]])
-        return f"{verdict}, search gain {100 * result['gain_on_search']:+.0f}"
+        verdict = "accepted" if result["accepted"] else " ".join(["rejected", *result.get("refused_by", [])])
+        gain = result.get("gain_on_search")
+        return verdict if gain is None else f"{verdict}, search gain {100 * gain:+.0f}"
     shown = {key: value for key, value in result.items() if isinstance(value, int | float) and value is not True}
     return ", ".join(f"{key} {value}" for key, value in list(shown.items())[:3]) or "done"

@@ -1,35 +1,40 @@
 """The referee: holds the evaluation splits, measures models, decides what is kept. Tools get its `Door` alone.
 
-<run>/referee/ (owner-only): {search,gate,final}.jsonl with answers, read by this process alone; *.questions.jsonl for
-the worker, which answers without knowing the answers; measured/<key>.json; evaluation_ids.json (hashes only);
-verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
+<run>/referee/ (owner-only, and closed to tools and worker by the kernel): {search,gate,final}.jsonl with answers, read
+by this process alone (the worker gets the questions in its jobs, which tools cannot read); evaluation_ids.json (hashes
+only, for the worker); verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
 """
 
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agent.guards import GateAnswers, Guards
+from agent.identity import IdentityError, check_identity, check_model
+from agent.sealing import count_look
 from agent.statistics import LOOKS, alpha_for, alpha_left, decide, look_sizes, paired_test, wilson_interval
 from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, RunStore
-from tools.contract import Jobs, Json
-from tools.tasks.base import Item, Splits, SplitSizes, Task, Verdict, normalise
-from tools.tasks.scorers import known_answer_checks
+from tools.contract import Jobs, Json, Overlaps, ToolError
+from tools.tasks.base import Item, Splits, SplitSizes, Task, Verdict
+from tools.tasks.judge import JudgeScorer
+from tools.tasks.known_answers import known_answer_checks
 from tools.tasks.scoring import ScorerProcess
 
 Split = Literal["search", "gate", "final"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+Scoring = ScorerProcess | JudgeScorer
 
 
-class IdentityError(RuntimeError):
-    """What a score depends on has changed since the run began; the score is refused."""
+class ContaminationError(RuntimeError):
+    """A candidate was trained on what it would be judged by, or its data is not what it was trained on."""
 
 
 class Referee:
     """Measures and judges for one run."""
 
-    def __init__(self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess, sizes: SplitSizes) -> None:
+    def __init__(self, store: RunStore, jobs: Jobs, task: Task, scorer: Scoring, sizes: SplitSizes) -> None:
         self.store = store
         self.jobs = jobs
         self.task = task
@@ -41,7 +46,7 @@ class Referee:
     def measure(self, model_id: str, split: Split, shots: int = 0) -> Json:
         """Return the record {score, ci95, n, diagnosis, ...} of a model on a split; measured once.
 
-        Raises IdentityError when the engine is not the one that measured the base model.
+        Raises IdentityError when anything that a score depends on is not what the run began with.
         """
         evaluation_id = content_id([model_id, split, shots])
         known = self.store.get("evals", evaluation_id)
@@ -64,6 +69,9 @@ class Referee:
             "suite": content_id([item.id for item in items]),
             "identity": answers["identity"],
         }
+        note = self.scorer.note(list(zip(items, answers["answers"], strict=True)), verdicts)
+        if note:  # a judge's score is an opinion, and says so wherever it is shown
+            record["scorer_note"] = note
         if split != "search":
             return record
         rows = [
@@ -99,7 +107,8 @@ class Referee:
         if candidate not in {row["candidate"] for row in read_jsonl(self.folder / "verdicts.jsonl")}:
             append_jsonl(self.folder / "verdicts.jsonl", [detail | looks[-1]])
         public = {"model": candidate, "split": "gate", "shots": 0, "champion": champion, "accepted": accepted}
-        public |= {"n": looks[-1]["num_items"], "number": number, "refused_by": refused_by}
+        # How many items it took would tell how clear the gain was: only the people's record has that.
+        public |= {"n": self.sizes.gate, "number": number, "refused_by": refused_by}
         return self.store.put("evals", content_id([candidate, "gate", 0]), public)
 
     def _gate_in_steps(
@@ -124,39 +133,86 @@ class Referee:
 
     def verdict_detail(self, candidate: str) -> Json:
         """Return the numbers behind a verdict, for people: fixed, broken, p-value, level."""
-        return next(row for row in read_jsonl(self.folder / "verdicts.jsonl") if row["candidate"] == candidate)
+        found: Json = next(row for row in read_jsonl(self.folder / "verdicts.jsonl") if row["candidate"] == candidate)
+        note = self.scorer.note([], [])
+        return found | ({"scorer_note": note} if note else {})
 
     def final(self) -> Json:
-        """Open the final split: base zero-shot, base few-shot and champion, each with interval; opened once."""
+        """Open the final split: base zero-shot, base few-shot, champion, with interval and diagnosis; opened once."""
         path = self.folder / "final.json"
         if not path.exists():
             num_shots = len(self.task.seed_examples())
             champion = self.store.champion()
             arms = {"base_zero_shot": (BASE, 0), "base_few_shot": (BASE, num_shots), "champion": (champion, 0)}
             records = {name: self.measure(model, "final", shots) for name, (model, shots) in arms.items()}
-            scores = {name: {"score": row["score"], "ci95": row["ci95"]} for name, row in records.items()}
-            by_difficulty = records["champion"]["diagnosis"]["by_difficulty"]
-            head = {"n": records["champion"]["n"], "num_shots": num_shots, "champion_by_difficulty": by_difficulty}
+            shown = ("score", "ci95", "diagnosis", "scorer_note")
+            scores = {name: {key: row[key] for key in shown if key in row} for name, row in records.items()}
+            head = {"n": records["champion"]["n"], "num_shots": num_shots}
+            head["evaluation_seed"] = read_json(self.folder / "evaluation_seed.json")
             write_json(path, head | scores)
         return read_json(path)
 
-    def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
-        """Split training rows into kept ones and ones whose question is an evaluation item, by normalised text."""
-        held_out = set(read_json(self.folder / "evaluation_ids.json"))
-        overlap = [content_id(normalise(row["prompt"])) in held_out for row in rows]
-        kept = [row for row, held in zip(rows, overlap, strict=True) if not held]
-        return kept, [row for row, held in zip(rows, overlap, strict=True) if held]
+    def remove_overlaps(self, rows: list[Json]) -> Overlaps:
+        """Split training rows into kept ones and ones that overlap with any of the three splits.
+
+        The worker compares questions with questions; of an evaluation item only the kind of overlap comes back.
+        """
+        held_out = [item.question for split in SPLITS for item in self.items(split)]
+        args = {"questions": [row["prompt"] for row in rows], "held_out": held_out, "generated": self.task.generated}
+        found, _ = self.jobs.run("tools.select.contamination:find_overlaps", args)
+        judged = list(zip(rows, found["reasons"], strict=True))
+        kept = [row for row, reason in judged if reason is None]
+        removed = [row | {"reason": reason} for row, reason in judged if reason is not None]
+        return Overlaps(kept, removed, found["num_same_template"])
+
+    def items(self, split: Split) -> list[Item]:
+        """Return the items of a split, with their answers."""
+        return [Item.from_json(row) for row in read_jsonl(self.folder / f"{split}.jsonl")]
+
+    def check_training_data(self, candidate: str) -> None:
+        """Raise ContaminationError when the candidate learned from evaluation items, or its datasets were changed.
+
+        Looks at all that was trained on since the last accepted model of its lineage, rehearsed examples too.
+        """
+        accepted = {verdict["model"] for verdict in self.store.verdicts() if verdict["accepted"]}
+        lineage = self.store.lineage(candidate)
+        start = max((place for place, model in enumerate(lineage, 1) if model["id"] in accepted), default=0)
+        for model in lineage[start:]:
+            for dataset in dict.fromkeys([*model["datasets"], *model.get("rehearse", [])]):
+                self._check_dataset(candidate, dataset, model.get("data_hashes", {}).get(dataset))
+
+    def _check_dataset(self, candidate: str, dataset: str, trained_on: str | None) -> None:
+        rows = self.store.rows("data", dataset, "train.jsonl")
+        if trained_on not in (None, content_id(rows)):
+            raise ContaminationError(
+                f"no verdict on {candidate}: dataset {dataset} is not what it was trained on; a tool changed it "
+                "afterwards, so start a new run without that tool"
+            )
+        # The question alone, and with the completion behind it, in which another one may hide.
+        texts = [
+            {"prompt": text, "place": place}
+            for place, row in enumerate(rows)
+            for text in (row["prompt"], f"{row['prompt']} {row['completion']}")
+        ]
+        overlapping = {row["place"] for row in self.remove_overlaps(texts).removed}
+        if overlapping:
+            raise ContaminationError(
+                f"no verdict on {candidate}: {len(overlapping)} of the {len(rows)} examples of dataset {dataset} "
+                "are evaluation items; start a new run without the tool that made it"
+            )
 
     def _answer(
         self, model_id: str, split: Split, shots: int, start: int = 0, stop: int | None = None
     ) -> tuple[Json, list[Verdict], list[Item]]:
         """Return what a model answers to the items start..stop of a split (None = to the end), scored."""
-        items = [Item.from_json(row) for row in read_jsonl(self.folder / f"{split}.jsonl")][start:stop]
+        check_identity(self.store.run_dir, self.task)
+        check_model(self.store, model_id)
+        if split != "search" and start == 0:
+            count_look(self.store.run_dir, split)
+        items = self.items(split)[start:stop]
         args = {
             "model": model_id,
-            "questions_file": f"referee/{split}.questions.jsonl",
-            "start": start,
-            "stop": stop,
+            "questions": [item.question for item in items],
             "shots": shots > 0,
             "max_new_tokens": self.task.max_new_tokens,
         }
@@ -181,38 +237,49 @@ class Door:
     """What tools see of the referee (`tools.contract.Judge`): nothing of the gate and final splits comes through."""
 
     def __init__(self, referee: Referee) -> None:
-        self._measure, self.judge, self.remove_overlaps = referee.measure, referee.judge, referee.remove_overlaps
+        self._referee, self.remove_overlaps = referee, referee.remove_overlaps
 
     def measure(self, model_id: str, split: Literal["search"], shots: int = 0) -> Json:
-        """Return the record of a model on the search split; asking for another split raises ValueError."""
+        """Return the record of a model on the search split; asking for another split raises ToolError."""
         if split != "search":
-            raise ValueError(f"tools see the search split only, not {split!r}")
-        return self._measure(model_id, split, shots)
+            raise ToolError(f"tools see the search split only, not {split!r}")
+        return self._referee.measure(model_id, split, shots)
+
+    def judge(self, candidate: str) -> Json:
+        """Decide on a trained model. Raises ContaminationError when its data forbids a verdict."""
+        if candidate == BASE:
+            raise ToolError("the base model is no candidate; train one first")
+        self._referee.check_training_data(candidate)
+        self._referee.measure(candidate, "search")  # the situation shows every judged model's search score
+        return self._referee.judge(candidate)
 
 
-def draw_splits(task: Task, sizes: SplitSizes, seed: int, scorer: ScorerProcess) -> Splits:
-    """Return the evaluation splits, with the scorer checked on known answers.
+def draw_splits(task: Task, sizes: SplitSizes, seed: int) -> Splits:
+    """Return the evaluation splits, with the scorer checked on known answers (a judge: when its model is loaded).
 
     Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
     """
     splits = task.splits(sizes, seed)
     random.Random(seed).shuffle(splits.gate)  # a verdict may be clear after the first items: no kind may come first
-    failures = known_answer_checks(splits.search[:16], scorer.score)
+    if task.scorer["name"] == "judge":
+        return splits
+    with ScorerProcess(task.scorer) as scorer:
+        failures = known_answer_checks(splits.search[:16], scorer.score)
     if failures:
         raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
     return splits
 
 
-def seal_splits(run_dir: Path, splits: Splits) -> None:
+def seal_splits(run_dir: Path, splits: Splits, seed: int) -> None:
     """Write the splits where only their owner can read them, and the hashes by which others avoid their items."""
     folder = run_dir / "referee"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name, items in splits._asdict().items():
         write_jsonl(folder / f"{name}.jsonl", [item.to_json() for item in items])
-        write_jsonl(folder / f"{name}.questions.jsonl", [{"id": item.id, "question": item.question} for item in items])
         (folder / f"{name}.jsonl").chmod(0o600)
-    write_json(folder / "evaluation_ids.json", sorted(item.id for items in splits for item in items))
+    write_json(folder / "evaluation_seed.json", seed)
+    write_json(folder / "evaluation_ids.json", sorted({key for items in splits for item in items for key in item.keys}))
 
 
 def _diagnose(items: list[Item], verdicts: list[Any], stopped: list[bool]) -> Json:

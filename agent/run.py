@@ -6,37 +6,43 @@ run.json holds the configuration and identity, written before the first step; re
 import dataclasses
 import fcntl
 import resource
+import shutil
 import signal
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agent.budget import Budget
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping
-from agent.console import Console
+from agent.console import Console, note_text
 from agent.graph import build_graph
+from agent.identity import take_hashes
+from agent.judge_check import check_judge
 from agent.metering import PRODUCTIVE, MeteredJobs
 from agent.nodes import Services
 from agent.planners import make_planner
-from agent.referee import Referee, draw_splits, seal_splits
+from agent.referee import Referee, Scoring, draw_splits, seal_splits
+from agent.sealing import PROCESS_ONLY, closed_places, evaluation_seed, isolation, looks_of
 from agent.situation import situation_text
 from agent.state import StopReason
+from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
 from agent.views import open_run, provable_text
+from memory.lessons import lessons_file, lock_file
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
 from tools.contract import Json
 from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder, resolve_model
 from tools.jobs.client import JobFailedError, WorkerClient
-from tools.registry import load_tools
 from tools.tasks import load_task
-from tools.tasks.base import SplitSizes
-from tools.tasks.scoring import ScorerProcess
+from tools.tasks.base import Splits, SplitSizes, Task
+from tools.tasks.judge import JudgeScorer, ask_base_through, open_scorer
+from tools.tasks.training_view import write_training_view
 
 FAILURES = (JobFailedError, OSError, RuntimeError, ValueError, sqlite3.Error)
 """What ends a run as failed: recorded in the report and turned into the exit code; the run stays resumable."""
@@ -50,17 +56,25 @@ def start(config: RunConfig, console: Console) -> Json:
     """Begin a new run and work until it ends; returns the report. Raises ValueError for bad input, before any work."""
     began = time.monotonic()
     task = load_task(config.task)
-    load_tools(config.tools)
+    if config.tools:
+        with ToolHost(config.tools, closed=closed_places(Path(config.runs_dir) / "new", task)) as host:
+            host.describe()  # raises ValueError for a file that is missing or holds no tool
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
     config = _from_anywhere(config, task.spec)
     model_dir = resolve_model(config.model, Path(config.models_dir))
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
-    with ScorerProcess(task.scorer) as scorer:
-        splits = draw_splits(task, sizes, config.seed, scorer)
-    identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
-    run_dir = _new_folder(Path(config.runs_dir))
-    seal_splits(run_dir, splits)
+    seed = evaluation_seed(config)
+    splits = draw_splits(task, sizes, seed)
     console.say(provable_text(config.gate_items))
+    return _work(create_run(config, task, model_dir, splits, seed), config, console, began)
+
+
+def create_run(config: RunConfig, task: Task, model_dir: Path, splits: Splits, evaluation_seed: int) -> Path:
+    """Make the folder of a new run: sealed splits, what may be trained on, and run.json; returns it."""
+    run_dir = _new_folder(Path(config.runs_dir))
+    seal_splits(run_dir, splits, evaluation_seed)
+    identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
+    identity["hashes"] = take_hashes(run_dir, task, model_dir, config.system_prompt)
     write_json(
         run_dir / "run.json",
         {
@@ -69,9 +83,12 @@ def start(config: RunConfig, console: Console) -> Json:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": config.to_json(),
             "identity": identity,
+            "isolation": isolation(),
+            "training_task": write_training_view(task, splits, run_dir / "task"),
+            "looks": looks_of({}),
         },
     )
-    return _work(run_dir, config, console, began)
+    return run_dir
 
 
 def _from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
@@ -139,56 +156,70 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
         earlier_s = max((event.get("spent_s", 0.0) for event in read_events(run_dir)), default=0.0)
         budget = Budget(config.minutes, config.budget_tokens, earlier_s + time.monotonic() - began)
         trace.clock = lambda: budget.spent_s
-        model_dir = resolve_model(config.model, Path(config.models_dir))
-        worker_settings = {
-            "model_dir": str(model_dir.resolve()),
-            "embedder_dir": str(resolve_embedder(Path(config.models_dir)).resolve()),
-            "engine": config.engine,
-            "dtype": config.dtype,
-            "task": config.task,
-            "system_prompt": config.system_prompt,
-        }
-        measured = run_dir / "referee" / "identity.json"
-        if measured.exists():  # "auto" is decided once: a second measurement could fall out differently
-            worker_settings["dtype"] = read_json(measured).get("dtype", config.dtype)
-        write_json(run_dir / "worker.json", worker_settings)
+        task = load_task(config.task)
+        closed = closed_places(run_dir, task)
+        prepare_worker(run_dir, config, record.get("training_task", config.task), task, closed)
+        if isolation() == "process only":
+            console.say(PROCESS_ONLY)
         shape = {
             key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))
         }
         with (
             WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
-            ScorerProcess(load_task(config.task).scorer) as scorer,
+            ToolHost(config.tools, run_dir, config.seed, config.task, closed) as tools,
+            nullcontext(MeteredJobs(client, budget)) as jobs,
+            open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):
             resumed = trace.last_seq > 0
-            trace.emit(
-                "run_resumed" if resumed else "run_started", config=record["config"], identity=record["identity"]
-            )
-            services = _services(run_dir, config, client, scorer, budget, trace, console)
+            about = {"config": record["config"], "identity": record["identity"], "isolation": isolation()}
+            trace.emit("run_resumed" if resumed else "run_started", **about)
+            services = _services(config, task, jobs, tools, scorer, budget, trace, console)
             reason, error = _loop(run_dir, services, console)
             final = None
             if not reason.resumable:
                 reason, error, final = _open_final(services, reason)
-            return _report(run_dir, services, reason, error, final, earlier_s)
+            report = _report(run_dir, services, reason, error, final, earlier_s)
+        shutil.rmtree(run_dir / "tmp", ignore_errors=True)
+        return report
+
+
+def prepare_worker(run_dir: Path, config: RunConfig, training_task: str, task: Task, closed: list[Path]) -> None:
+    """Write worker.json, and the files beside the run that the worker may write to once they exist."""
+    beside = [Path(task.scorer[key]) for key in ("file", "gold") if task.scorer.get(key)]
+    settings = {
+        "model_dir": str(resolve_model(config.model, Path(config.models_dir)).resolve()),
+        "embedder_dir": str(resolve_embedder(Path(config.models_dir)).resolve()),
+        "engine": config.engine,
+        "dtype": config.dtype,
+        "task": training_task,
+        "system_prompt": config.system_prompt,
+        "readable": [str(path.resolve().parent) for path in beside],
+        "closed": [str(path.resolve()) for path in closed],
+    }
+    measured = run_dir / "referee" / "identity.json"
+    if measured.exists():  # "auto" is decided once: a second measurement could fall out differently
+        settings["dtype"] = read_json(measured).get("dtype", config.dtype)
+    write_json(run_dir / "worker.json", settings)
+    lessons_file(run_dir).touch()
+    lock_file(run_dir).touch()
 
 
 def _services(
-    run_dir: Path,
     config: RunConfig,
-    client: WorkerClient,
-    scorer: ScorerProcess,
+    task: Task,
+    jobs: MeteredJobs,
+    tools: ToolHost,
+    scorer: Scoring,
     budget: Budget,
     trace: Trace,
     console: Console,
 ) -> Services:
-    store = RunStore(run_dir)
-    jobs = MeteredJobs(client, budget)
-    task = load_task(config.task)
+    store = RunStore(jobs.client.run_dir)
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     referee = Referee(store, jobs, task, scorer, sizes)
     planner = make_planner(
         config.planner, config.seed, jobs, lambda: store.model_dir(store.champion()), situation_text(None)
     )
-    tools = load_tools(config.tools)
     return Services(config, store, jobs, referee, tools, planner, budget, trace, console, [])
 
 
@@ -226,6 +257,7 @@ def _baseline(services: Services) -> None:
     console = services.console
     console.begin("start-up: loading the model")
     services.jobs.run("tools.jobs.worker:warm_up", {}, {"process": services.jobs.client.pid})
+    _check_judge(services)
     console.begin("measuring the base model")
     zero = services.referee.measure("base", "search")
     few = services.referee.measure("base", "search", shots=len(services.referee.task.seed_examples()))
@@ -233,13 +265,24 @@ def _baseline(services: Services) -> None:
     console.say(
         f"base model on {zero['n']} search items: zero-shot {100 * zero['score']:.1f} %, "
         f"few-shot {100 * few['score']:.1f} % ({zero['identity']['dtype']} on {zero['identity']['device']})"
+        f"{note_text(zero)}"
     )
     # With a token budget alone a run repeats exactly, so it must not depend on what ran before it.
-    if services.config.minutes is not None and (services.store.run_dir.parent / "lessons.jsonl").exists():
+    if services.config.minutes is not None and lessons_file(services.store.run_dir).stat().st_size:
         recalled, _ = services.jobs.run("memory.lessons:recall", {"task": services.config.task, "count": 3})
         services.lessons += [lesson["text"] for lesson in recalled]
         for lesson in recalled:
             console.say(f"recalled: {lesson['text']}")
+
+
+def _check_judge(services: Services) -> None:
+    """Measure a judge before its scores are used; raises ValueError when it may not be used."""
+    referee = services.referee
+    if isinstance(referee.scorer, JudgeScorer):
+        services.console.begin("checking the judge")
+        found = check_judge(referee.scorer, referee.items("search"), referee.folder)
+        services.console.say(found)
+        services.trace.emit("judge_checked", note=found)
 
 
 @contextmanager
@@ -296,13 +339,15 @@ def _report(
         "tokens": services.budget.used.tokens,
         "overhead_share": round(1 - productive_s / max(here_s, 1e-9), 4),
         "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
-        "peak_rss_gib": round(_peak_rss_gib(services.jobs.client.pid), 2),
+        "peak_rss_gib": round(_peak_rss_gib([services.jobs.client.pid, services.tools.pid]), 2),
         "decided_by": dict(decided_by),
         "steps": len(decisions),
         "scorer_errors": services.referee.scorer.errors.count,
+        "scorer_note": services.referee.scorer.note([], []),
         "accepted": sum(verdict["accepted"] for verdict in verdicts),
         "rejected": sum(not verdict["accepted"] for verdict in verdicts),
         "champion": services.store.champion(),
+        "looks": looks_of(read_json(run_dir / "run.json")),
         "final": final,
     }
     write_json(run_dir / "report.json", report)
@@ -317,10 +362,11 @@ def _report(
     return report
 
 
-def _peak_rss_gib(worker_pid: int | None) -> float:
-    """Return the agent's peak plus the worker's: an upper bound of what was in memory at one time."""
-    own_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    status = Path(f"/proc/{worker_pid}/status")
-    lines = status.read_text().splitlines() if worker_pid and status.exists() else []
-    worker_kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-    return (own_kib + worker_kib) / 2**20
+def _peak_rss_gib(pids: list[int | None]) -> float:
+    """Return the agent's peak plus those of its processes: an upper bound of what was in memory at one time."""
+    total_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status")
+        lines = status.read_text().splitlines() if pid and status.exists() else []
+        total_kib += next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    return total_kib / 2**20

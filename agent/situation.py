@@ -5,22 +5,22 @@ from typing import Any
 
 from agent.budget import Budget
 from agent.planners.base import Choice
+from agent.views import FIGURE
 from memory.store import BASE, RunStore
-from tools.contract import Json, Tool, ToolContext
+from tools.contract import Json
 from tools.evaluate.costs import final_tokens
 from tools.select.curate_data import num_unused_items
 
 BLANK = "?"
 
 
-def build_situation(context: ToolContext, budget: Budget, last: Json | None, lessons: list[str]) -> Json:
+def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons: list[str]) -> Json:
     """Return the situation as plain values; None where something does not exist yet."""
-    store = context.store
     champion = store.champion()
     score = store.score(champion)
     return {
         "champion": champion,
-        "score": None if score is None else {key: score[key] for key in ("score", "ci95", "n")},
+        "score": None if score is None else {key: score[key] for key in FIGURE if key in score},
         "few_shot_score": _few_shot_score(store),
         "weakest": None if score is None else score["diagnosis"]["weakest"],
         "errors": None if score is None else score["diagnosis"]["errors"],
@@ -37,30 +37,29 @@ def build_situation(context: ToolContext, budget: Budget, last: Json | None, les
     }
 
 
-def build_menu(tools: dict[str, Tool], context: ToolContext, budget: Budget) -> list[Choice]:
-    """Return the legal and affordable actions. An argument value stays when some affordable call uses it."""
-    reserved = final_tokens(context.store)
+def build_menu(offers: list[Json], store: RunStore, budget: Budget) -> list[Choice]:
+    """Return what is affordable of the legal actions (see `tools.host.offers`).
+
+    An argument value stays when some affordable call uses it.
+    """
+    reserved = final_tokens(store)
     menu: list[Choice] = []
-    for tool in tools.values():
-        grid = tool.legal(context)
-        if grid is None:
-            continue
+    for offer in offers:
+        grid = offer["grid"]
         affordable = [
             dict(zip(grid, values, strict=True))
-            for values in product(*grid.values())
-            if budget.affords(
-                tool.estimate_tokens(context, **dict(zip(grid, values, strict=True))), _kept_back(tool, reserved)
-            )
+            for values, tokens in zip(product(*grid.values()), offer["tokens"], strict=True)
+            if budget.affords(tokens, _kept_back(offer["tool"], reserved))
         ]
         if affordable:
             arguments = _largest_box(grid, affordable)
-            menu.append(Choice(tool=tool.name, description=tool.summary, arguments=arguments))
+            menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments))
     return menu
 
 
-def _kept_back(tool: Tool, reserved: float) -> float:
+def _kept_back(tool: str, reserved: float) -> float:
     # An action that costs nothing (a lesson, finishing) is legal to the very end.
-    return 0.0 if tool.name in ("finish_run", "note_lesson") else reserved
+    return 0.0 if tool in ("finish_run", "note_lesson") else reserved
 
 
 def _largest_box(grid: dict[str, list[Any]], affordable: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -102,7 +101,10 @@ def situation_text(situation: Json | None) -> str:
 
 
 def _score_text(score: Any) -> Any:
-    return f"{100 * score['score']:.0f} % right (n={score['n']})" if score else "not measured"
+    if not score:
+        return "not measured"
+    note = f", {score['scorer_note']}" if "scorer_note" in score else ""
+    return f"{100 * score['score']:.0f} % right (n={score['n']}{note})"
 
 
 def _weakest_text(weakest: Any) -> Any:
@@ -131,12 +133,12 @@ def _action_text(action: Any) -> Any:
 def _few_shot_score(store: RunStore) -> Json | None:
     records = [record for record in store.all("evals") if record["model"] == BASE and record["split"] == "search"]
     found = next((record for record in records if record["shots"] > 0), None)
-    return None if found is None else {key: found[key] for key in ("score", "ci95", "n")}
+    return None if found is None else {key: found[key] for key in FIGURE if key in found}
 
 
 def _last_sampling(store: RunStore) -> Json | None:
     """Return how many items of the newest sampling were never, sometimes and always right."""
-    health = [dataset["health"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    health = [dataset["health"] for dataset in store.all("data") if "health" in dataset]
     if not health:
         return None
     never, always, n = (health[-1][name] for name in ("never_right", "always_right", "num_items"))

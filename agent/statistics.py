@@ -1,7 +1,8 @@
 """The few statistics that decide: score intervals, the paired test in steps, and how alpha is spent over a run."""
 
+from bisect import bisect_left
 from functools import lru_cache
-from math import ceil, comb, exp, lgamma, log, sqrt
+from math import ceil, comb, exp, lgamma, sqrt
 from typing import NamedTuple
 
 ALPHA = 0.05
@@ -13,6 +14,8 @@ LOOKS = ((0.25, 0.02), (0.5, 0.08), (0.75, 0.15), (1.0, 0.75))
 spent on it. The shares add up to one, so looking early never makes a wrong promotion likelier (Bonferroni)."""
 FUTILE = 0.05
 """A candidate whose chance of still passing is smaller is rejected early, which can only make promotions rarer."""
+LEAST_SEEN = 100
+"""Items that must be answered before that chance is trusted: it takes the share of changed items as seen so far."""
 TYPICAL_CHANGE = 0.2
 """Share of the items on which a candidate differs from the champion, for what is said before a run (10 to 30 %)."""
 
@@ -59,7 +62,11 @@ def paired_test(champion: list[bool] | list[float], candidate: list[bool] | list
 def sign_test(fixed: int, broken: int) -> float:
     """Return the one-sided p-value of so many fixed and broken items."""
     changed = fixed + broken
-    return sum(comb(changed, k) for k in range(fixed, changed + 1)) / 2**changed
+    term, tail = comb(changed, fixed), 0
+    for k in range(fixed, changed + 1):
+        tail += term
+        term = term * (changed - k) // (k + 1)
+    return tail / 2**changed
 
 
 def look_sizes(num_items: int) -> list[int]:
@@ -78,6 +85,8 @@ def decide(test: PairedTest, look: int, num_items: int, alpha: float) -> bool | 
         return True
     if look == len(LOOKS) - 1:
         return False
+    if test.num_items < LEAST_SEEN:
+        return None
     left = num_items - test.num_items
     chance = chance_to_pass(test.num_fixed, test.num_broken, test.num_items, left, LOOKS[-1][1] * alpha)
     return None if chance >= FUTILE else False
@@ -93,8 +102,18 @@ def chance_to_pass(fixed: int, broken: int, num_seen: int, num_left: int, level:
     coming = round((fixed + broken + 1) / num_seen * num_left)
     needed = needed_to_pass(fixed + broken + coming, level) - fixed
     a, b = fixed + 1, broken + 1
-    passing = range(max(0, needed), coming + 1)
-    return sum(exp(_log_comb(coming, k) + _log_beta(a + k, b + coming - k) - _log_beta(a, b)) for k in passing)
+    if needed <= 0:
+        return 1.0
+    if needed > coming:
+        return 0.0
+    term = exp(_log_comb(coming, needed) + _log_beta(a + needed, b + coming - needed) - _log_beta(a, b))
+    if term == 0.0:  # too small for a float: needed is far to one side
+        return float(needed * (a + b) < coming * a)
+    tail = 0.0
+    for k in range(needed, coming + 1):
+        tail += term
+        term *= (coming - k) / (k + 1) * (a + k) / max(1, b + coming - k - 1)
+    return tail
 
 
 @lru_cache(maxsize=10_000)
@@ -110,17 +129,32 @@ def needed_to_pass(changed: int, level: float) -> int:
 def provable_gain(num_items: int, power: float = 0.8) -> float | None:
     """Return the smallest true gain that the first candidate proves with this chance; None when not even a full one.
 
-    For TYPICAL_CHANGE of the items changed, or as many as the gain itself where that is more.
+    For TYPICAL_CHANGE of the items changed, or as many as the gain where that is more; by simulation of the rule.
     """
-    for gain in (step / 200 for step in range(1, 201)):
-        share_changed = max(TYPICAL_CHANGE, gain)
-        changed = round(share_changed * num_items)
-        share_fixed = min((share_changed + gain) / (2 * share_changed), 1 - 1e-12)
-        odds = log(share_fixed), log(1 - share_fixed)
-        passing = range(needed_to_pass(changed, LOOKS[-1][1] * alpha_for([])), changed + 1)
-        if sum(exp(_log_comb(changed, k) + k * odds[0] + (changed - k) * odds[1]) for k in passing) >= power:
-            return gain
-    return None
+    steps = range(1, 201)
+    found = bisect_left(steps, power, key=lambda step: _power(num_items, step / 200))
+    return None if found == len(steps) else steps[found] / 200
+
+
+def _power(num_items: int, gain: float, num_runs: int = 2000) -> float:
+    """Return how often a first candidate with this true gain is accepted, in simulated runs of `decide`."""
+    import numpy as np
+
+    changed = max(TYPICAL_CHANGE, gain)
+    shares = [(changed + gain) / 2, (changed - gain) / 2, 1 - changed]
+    sizes = look_sizes(num_items)
+    parts = [after - before for before, after in zip([0, *sizes], sizes, strict=False)]
+    numbers = np.random.default_rng(0)
+    counts = np.stack([numbers.multinomial(part, shares, num_runs) for part in parts]).cumsum(0)
+    accepted = 0
+    for run in range(num_runs):
+        for look, size in enumerate(sizes):
+            fixed, broken = counts[look, run, :2].tolist()
+            verdict = decide(PairedTest(size, fixed, broken, sign_test(fixed, broken)), look, num_items, alpha_for([]))
+            if verdict is not None:
+                accepted += verdict
+                break
+    return accepted / num_runs
 
 
 def alpha_for(earlier: list[bool]) -> float:

@@ -1,12 +1,12 @@
 """The trace of a run: `events.jsonl`, one fsynced line per event, readable while the run goes on and after a kill.
 
 An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None outside steps), ...data}. Kinds, data:
-  run_started   config, identity                      run_resumed   config, identity
+  run_started   config, identity, isolation           run_resumed   config, identity, isolation
   observed      situation                             decided       action{tool,args}, decided_by, reasoning, logprob,
   tool_started  tool, args, job                                     alternatives[{tool,logprob}], usage
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
-  collapsed     sign (what in the samples says so)
+  collapsed     sign (what in the samples says so)    judge_checked note (what the gold set said of a judge)
   final         n, base_zero_shot, base_few_shot, champion (scores with intervals)
 `usage` is {"wall_s", "cpu_s", "tokens"}. A step's events share the span "step-<n>" whose parent is "run".
 """

@@ -85,9 +85,9 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
         case "tool_started":
             return []
         case "tool_finished":
-            return [f"result: {result_text(event['result'])}", _cost_text(event["usage"])]
+            return [f"result: {result_text(event['result'])}", cost_text(event["usage"])]
         case "tool_failed":
-            return [f"refused: {event['error']}", _cost_text(event["usage"])]
+            return [f"refused: {event['error']}", cost_text(event["usage"])]
         case "judged":
             return [f"verdict: {verdict_text(event)}"]
         case "run_resumed":
@@ -117,7 +117,7 @@ def _situation_text(situation: Json) -> str:
 
 def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     sure = "" if event["logprob"] is None else f", log-probability {event['logprob']:.2f}"
-    lines = [f"{event['decided_by']} decides: {_call_text(event['action'])}{sure}"]
+    lines = [f"{event['decided_by']} decides: {call_text(event['action'])}{sure}"]
     others = [
         other["tool"] if other.get("logprob") is None else f"{other['tool']} {other['logprob']:.2f}"
         for other in event["alternatives"]
@@ -131,7 +131,8 @@ def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     return lines
 
 
-def _call_text(action: Json) -> str:
+def call_text(action: Json) -> str:
+    """Return a call as tool(name=value, ...)."""
     return f"{action['tool']}({', '.join(f'{name}={value}' for name, value in action['args'].items())})"
 
 
@@ -159,7 +160,8 @@ def _plain_text(value: Any) -> str:
     return str(value)
 
 
-def _cost_text(usage: Json) -> str:
+def cost_text(usage: Json) -> str:
+    """Return what a call cost: seconds and tokens."""
     return f"cost: {usage['wall_s']:.1f} s wall, {usage['cpu_s']:.1f} s cpu, {usage['tokens']} tokens"
 
 
@@ -190,7 +192,7 @@ def tail_lines(run_dir: Path, as_json: bool = False, poll_s: float = 0.3) -> Ite
             continue
         texts = event_lines(event, REASONING_LENGTH)
         if event["kind"] == "tool_started":
-            texts = [f"starts: {_call_text(event)}"]
+            texts = [f"starts: {call_text(event)}"]
         place = "run" if event["step"] is None else f"step {event['step']}"
         yield f"{event['ts'][11:19]} {event['spent_s']:7.1f} s  {place:<8} {'; '.join(text.strip() for text in texts)}"
     if not as_json and last.get("kind") != "run_stopped":

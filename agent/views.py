@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import FORMAT_VERSION
+from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
 from agent.statistics import TYPICAL_CHANGE, provable_gain, wilson_interval
 from agent.trace import Event, read_events
@@ -22,6 +23,8 @@ from memory.records import read_json, read_jsonl
 from memory.store import BASE, RunStore
 
 Json = dict[str, Any]
+FIGURE = ("score", "ci95", "n", "scorer_note")
+"""What a shown score consists of; "scorer_note" is there where a judge gave it."""
 RESUMABLE = ("killed", "stopped", "failed")
 """States (see `run_state`) from which `resume` goes on."""
 
@@ -105,12 +108,16 @@ def _resumable(report: Json) -> bool:
 
 
 def score_text(score: Json | None, n: int | None = None) -> str:
-    """Return "17.0 % [13.6, 21.0] n=400"; n where the score does not hold it. An interval that is missing is made."""
+    """Return "17.0 % [13.6, 21.0] n=400"; n where the score does not hold it. An interval that is missing is made.
+
+    A judge's score has a note behind it, which says what its opinion is worth.
+    """
     if score is None:
         return "not measured"
     num_items: int = score["n"] if n is None else n
     low, high = score.get("ci95") or wilson_interval(round(score["score"] * num_items), num_items)
-    return f"{100 * score['score']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] n={num_items}"
+    note = f" ({score['scorer_note']})" if score.get("scorer_note") else ""
+    return f"{100 * score['score']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] n={num_items}{note}"
 
 
 def final_lines(final: Json) -> list[str]:
@@ -138,7 +145,7 @@ def verdict_details(run_dir: Path) -> dict[str, Json]:
 def provable_text(gate_items: int) -> str:
     """Return in words what a gate of so many items can prove."""
     gain = provable_gain(gate_items)
-    points = "no gain at all" if gain is None else f"a true gain of {100 * gain:.0f} points in 8 of 10 cases"
+    points = "no gain at all" if gain is None else f"a true gain of {100 * gain:.1f} points in 8 of 10 cases"
     return (
         f"{gate_items} gate items prove {points} (first candidate, {100 * TYPICAL_CHANGE:.0f} % of the answers "
         "changed); smaller gains need more --gate-items"
@@ -155,6 +162,7 @@ def verdict_text(detail: Json) -> str:
         f"p={detail['p_value']:.2g} (level {detail['level']:.2g}; {detail['alpha_left']:.2g} left for later candidates)"
         + (f"; guards: {', '.join(guards)}" if guards else "")
         + "".join(f"; {refusal}" for refusal in refusals)
+        + (f" ({detail['scorer_note']})" if detail.get("scorer_note") else "")
     )
 
 
@@ -178,6 +186,7 @@ def run_status(run_dir: Path) -> Json:
         "base_search": _score(store, BASE),
         "few_shot_search": next((_plain(row) for row in store.all("evals") if _is_few_shot(row)), None),
         "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
+        "looks": looks_of(record),
         "decided_by": dict(Counter(event["decided_by"] for event in events if event["kind"] == "decided")),
         "budget_left_percent": observed[-1]["budget_left_percent"] if observed else None,
         "spent_s": _spent_s(events, state),
@@ -194,7 +203,7 @@ def _score(store: RunStore, model: str) -> Json | None:
 
 
 def _plain(record: Json) -> Json:
-    return {key: record[key] for key in ("score", "ci95", "n")}
+    return {key: record[key] for key in FIGURE if key in record}
 
 
 def _is_few_shot(record: Json) -> bool:
@@ -243,6 +252,7 @@ def status_text(status: Json) -> str:
         "champion": f"{status['champion']}: search {score_text(status['search'])}",
         "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
         "verdicts": f"{status['verdicts']['accepted']} accepted, {status['verdicts']['rejected']} rejected",
+        "looks": looks_text(status["looks"]),
         "decided by": count_text(status["decided_by"]),
         "final": "\n           ".join(final_lines(status["final"])) if status["final"] else "not opened",
         "next": _next_text(status),

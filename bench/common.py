@@ -27,12 +27,19 @@ def machine() -> str:
 
 def start_run(**options: Any) -> Json:
     """Run `run_agent.py start --json` with these options and return its report; the run's lines go to the terminal."""
+    code, report = try_run(options)
+    if code != 0:
+        raise SystemExit(f"the run ended with exit code {code}: {options}")
+    return report
+
+
+def try_run(options: Json) -> tuple[int, Json]:
+    """Return the exit code and the report ({} without one) of such a run."""
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(ROOT / "run_agent.py"), "start", "--json", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"the run ended with exit code {done.returncode}: {' '.join(command)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    lines = done.stdout.splitlines()
+    return done.returncode, json.loads(lines[-1]) if lines else {}
 
 
 def fresh_folder() -> str:
@@ -53,4 +60,4 @@ def finish(figures: Json, as_json: bool) -> None:
     raise SystemExit(0 if figures["ok"] else 1)
 
 
-__all__ = ["ROOT", "finish", "fresh_folder", "machine", "median", "percent", "start_run"]
+__all__ = ["ROOT", "finish", "fresh_folder", "machine", "median", "percent", "start_run", "try_run"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.statistics import alpha_for
 from bench.common import finish
-from bench.simulated import answers, verdict
+from bench.simulated import candidates_of, first_champion, verdict
 
 CHANGED = 0.2
 PLACES = 20
@@ -29,7 +29,8 @@ def measure(num_items: int, gain: float, num_runs: int, seed: int) -> dict[str, 
     fixed_size, spent = accepted.copy(), accepted.copy()
     for run in range(num_runs):
         changed = max(CHANGED, abs(gain))
-        better, worse = answers(rng, 1, num_items, changed, abs(gain))
+        skill, better = first_champion(rng, num_items)
+        worse = candidates_of(rng, skill, better, 1, changed, abs(gain))
         champion, candidate = (better, worse[0]) if gain >= 0 else (worse[0], better)
         for place in range(PLACES):
             alpha = alpha_for([False] * place)

@@ -12,29 +12,34 @@ REDRAWN_CHANGE = {1: 0.4, GRADES: 0.667}
 """Chance that two independent answers to one item differ in score, by steps: skills are Beta(2, 2) over the items."""
 
 
-def answers(
+def first_champion(rng: np.random.Generator, num_items: int, graded: bool = False) -> tuple[Any, Any]:
+    """Return each item's difficulty (chance of a right answer) and the champion's scores, both (num_items,)."""
+    skill = rng.beta(2, 2, num_items)
+    return skill, rng.binomial(GRADES if graded else 1, skill)
+
+
+def candidates_of(
     rng: np.random.Generator,
-    num_candidates: int,
-    num_items: int,
+    skill: Any,
+    champion: Any,
+    count: int,
     changed: float,
     gain: float = 0.0,
     graded: bool = False,
-) -> tuple[Any, Any]:
-    """Return the scores of a champion (num_items,) and its candidates (num_candidates, num_items) on the same items.
+) -> Any:
+    """Return the scores (count, num_items) of candidates on the champion's items.
 
     Champion and candidate answer an item of a given difficulty by the same chance; the candidate keeps the champion's
     answer to most items and answers others anew, so that about a share `changed` differ. A true gain raises as many
     more. All candidates meet one and the same measurement of the champion, lucky or not: they are correlated.
     """
     steps = GRADES if graded else 1
-    skill = rng.beta(2, 2, num_items)
-    champion = rng.binomial(steps, skill)
-    shape = (num_candidates, num_items)
+    shape = (count, len(champion))
     anew = rng.random(shape) < (changed - gain) / REDRAWN_CHANGE[steps]
     candidates = np.where(anew, rng.binomial(steps, skill, shape), champion)
     room = candidates < steps
     raised = rng.random(shape) < gain / np.maximum(room.mean(1, keepdims=True), 1e-9)
-    return champion, candidates + (room & raised)
+    return candidates + (room & raised)
 
 
 def verdict(champion: Any, candidate: Any, alpha: float, fixed_size: bool = False) -> tuple[bool, int]:

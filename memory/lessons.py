@@ -14,10 +14,15 @@ def lessons_file(run_dir: Path) -> Path:
     return run_dir.parent / "lessons.jsonl"
 
 
+def lock_file(run_dir: Path) -> Path:
+    """Return the file by which runs take turns in writing lessons."""
+    return run_dir.parent / ".lessons.lock"
+
+
 def remember(job: Any, lesson: dict[str, Any]) -> dict[str, Any]:
     """Append a lesson (a job in the worker); the same lesson of the same run is kept once."""
     path = lessons_file(job.run_dir)
-    with (path.parent / ".lessons.lock").open("w") as lock:
+    with lock_file(job.run_dir).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = {content_id(row) for row in read_jsonl(path)}
         if content_id(lesson) not in known:

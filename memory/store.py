@@ -43,7 +43,7 @@ class RunStore:
     def get(self, kind: str, artifact_id: str) -> Record | None:
         """Return an artifact's manifest, or None when it does not exist."""
         path = self.folder(kind, artifact_id) / _MANIFEST[kind]
-        return read_json(path) if path.exists() else None
+        return read_json(_no_link(path)) if path.exists() else None
 
     def all(self, kind: str) -> list[Record]:
         """Return all manifests of a kind, oldest first."""
@@ -51,11 +51,12 @@ class RunStore:
         if not root.exists():
             return []
         paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
-        return sorted((read_json(path) for path in paths if path.exists()), key=lambda record: record["order"])
+        records = [read_json(_no_link(path)) for path in paths if path.exists()]
+        return sorted(records, key=lambda record: record["order"])
 
     def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
         """Return the rows of one of an artifact's JSONL files."""
-        return list(read_jsonl(self.folder(kind, artifact_id) / name))
+        return list(read_jsonl(_no_link(self.folder(kind, artifact_id) / name)))
 
     def verdicts(self) -> list[Record]:
         """Return the referee's verdicts on candidates, oldest first."""
@@ -114,3 +115,10 @@ class RunStore:
     def model_dir(self, model_id: str) -> Path | None:
         """Return the folder of a model's weights; None for the base model."""
         return None if model_id == BASE else self.folder("models", model_id)
+
+
+def _no_link(path: Path) -> Path:
+    """Return the path of an artifact's file; a link there was planted to make a reader open something else."""
+    if path.is_symlink() or path.parent.is_symlink():
+        raise ValueError(f"{path} is a symbolic link, which no artifact is; delete it")
+    return path

@@ -3,8 +3,10 @@
 Tiers: default (no network, no GPU), `slow` (real training and servers on the CPU), `gpu`.
 
 Not covered by any test, so check by hand when you touch it:
+- systems without Landlock (their runs go on with process separation alone and say so);
 - downloads from the Hugging Face hub (only what is said when it cannot be reached);
 - `make` on a fresh machine, and the CUDA build of torch it takes there;
+- the sandbox on kernels before 6.12 (older Landlock: wider signals) and on other processors than this one's;
 - the network of child processes: the guard below holds for the test process alone.
 """
 

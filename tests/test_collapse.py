@@ -58,11 +58,21 @@ def test_each_sign_is_named_with_its_numbers(changes: Any, sign: str) -> None:
         [sampling()],
         [sampling(), sampling(never_right=500, always_right=300)],
         [sampling(), sampling(agreement=0.95, majority_right=0.9)],
+        [sampling(distinct=3.2), sampling(distinct=0.004, majority_right=0.91)],
         [sampling(), sampling(num_items=40, entropy=0.0)],
         [sampling("base", never_right=999, always_right=0)],
         [sampling("base", shots=True, distinct=3.0), sampling(distinct=0.3)],
     ],
-    ids=["none", "first", "harder", "better", "too few items", "hard for the base", "few-shot is another kind"],
+    ids=[
+        "none",
+        "first",
+        "harder",
+        "better",
+        "few answers learned",
+        "too few items",
+        "hard for the base",
+        "few-shot is another kind",
+    ],
 )
 def test_a_healthy_run_goes_on(samplings: list[Any]) -> None:
     assert collapse_sign(samplings) is None

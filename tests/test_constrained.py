@@ -3,7 +3,7 @@
 import json
 from math import exp
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,7 +12,7 @@ from agent.planners.base import Choice, InvalidDecision, check_decision, menu_sc
 from agent.planners.self_planner import SelfPlanner
 from agent.situation import build_situation, situation_text
 from memory.store import RunStore
-from tools.contract import Json, Judge, ToolContext
+from tools.contract import Json
 from tools.engines.constrained import CalibratedDecoder, deliberate
 from tools.jobs.job import NO_USAGE, Job, Usage, load_function
 from tools.jobs.worker import Resident
@@ -154,12 +154,11 @@ def test_a_prompt_beyond_the_context_is_an_invalid_decision(jobs: JobsHere) -> N
 
 def test_the_default_model_plans_a_run(default_model: Path, tmp_path: Path) -> None:
     jobs = JobsHere(tmp_path / "run", default_model)
-    context = ToolContext(RunStore(tmp_path / "run"), jobs, cast(Judge, None), 0, "none")
     menu = [
         Choice(tool=tool.name, description=tool.summary, arguments={k: v or ["m1"] for k, v in tool.grid.items()})
         for tool in load_tools().values()
     ]
-    text = situation_text(build_situation(context, Budget(None, 1000), None, []))
+    text = situation_text(build_situation(RunStore(tmp_path / "run"), Budget(None, 1000), None, []))
     decision = SelfPlanner(jobs, lambda: None, situation_text(None)).decide(text, menu, 1)
     check_decision({"tool": decision["tool"], "arguments": decision["args"]}, menu)
     assert decision["decided_by"] == "model" and decision["reasoning"]

@@ -3,24 +3,25 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from agent.config import DEFAULT_TASK
-from agent.referee import Referee
+from agent.referee import Referee, seal_splits
 from memory.lessons import recall, remember
-from memory.records import content_id, read_jsonl, write_json
+from memory.records import content_id, read_jsonl
 from memory.store import RunStore
 from memory.vectors import VectorMemory, calibrated_threshold, carriers
-from tools.contract import Jobs, Json, Judge, ToolContext, ToolError
+from tools.contract import Json, Judge, ToolContext, ToolError
 from tools.engines.models import MODELS_DIR, resolve_embedder
 from tools.jobs.job import NO_USAGE, Job, Usage, load_function
 from tools.jobs.worker import Resident
 from tools.registry import load_tools
 from tools.select.curate_data import LEAST_FIRST_EXAMPLES, choose_examples, unused_right
-from tools.tasks.base import Item, SplitSizes, Task, normalise
+from tools.tasks.base import Item, Splits, SplitSizes, Task, normalise
 from tools.tasks.scoring import ScorerProcess
 
 TEMPLATE = "State the final answer to the following arithmetic problem: {} + {} ="
@@ -92,10 +93,10 @@ def choose(
 
 def referee_of(job: Job, *evaluation_questions: str) -> Referee:
     """The referee of a run whose evaluation splits hold these questions."""
-    ids = sorted(content_id(normalise(question)) for question in evaluation_questions)
-    write_json(job.run_dir / "referee" / "evaluation_ids.json", ids)
+    items = [Item(question, "5", "all") for question in evaluation_questions]
+    seal_splits(job.run_dir, Splits(items[::3], items[1::3], items[2::3]), seed=0)
     return Referee(
-        RunStore(job.run_dir), cast(Jobs, None), cast(Task, None), cast(ScorerProcess, None), SplitSizes(20, 20, 20)
+        RunStore(job.run_dir), JobsHere(job), job.resident.task, cast(ScorerProcess, None), SplitSizes(20, 20, 20)
     )
 
 
@@ -254,8 +255,9 @@ def test_the_threshold_lies_between_rewordings_and_others(
 
 def test_overlaps_with_evaluation_items_are_removed(job: Job) -> None:
     rows: list[Json] = [{"prompt": text} for text in ("What  is 1 + 1?", "what is 1 + 2?", "WHAT IS 1 + 1?\n")]
-    kept, overlapping = referee_of(job, "What is 1 + 1?", "What is 5?").remove_overlaps(rows)
-    assert (kept, overlapping) == ([rows[1]], [rows[0], rows[2]])
+    kept, overlapping, num_same_template = referee_of(job, "What is 1 + 1?", "What is 5?").remove_overlaps(rows)
+    assert (kept, overlapping) == ([rows[1]], [row | {"reason": "exact"} for row in (rows[0], rows[2])])
+    assert num_same_template == 1
 
 
 def curate(job: Job, referee: Judge, size: int = 256) -> Json:
@@ -268,16 +270,21 @@ def curate(job: Job, referee: Judge, size: int = 256) -> Json:
 def test_the_tool_freezes_a_dataset_and_keeps_what_it_rejects(job: Job) -> None:
     rows = sums(LEAST_FIRST_EXAMPLES + 1)
     cheat = rows[7]
-    put_samples(job, *rows, sample(rows[0]["prompt"], "other"))
-    result = curate(job, referee_of(job, cheat["prompt"]))
+    reworded = sample("Please tell me the sum of 71 and 72.", "143")
+    put_samples(job, *rows, reworded, sample(rows[0]["prompt"], "other"))
+    result = curate(job, referee_of(job, cheat["prompt"], TEMPLATE.format(71, 72)))
     assert result["num_examples"] == LEAST_FIRST_EXAMPLES
-    assert result["rejected"] == {"evaluation_overlap": 1, "item_cap": 1}
+    assert result["rejected"] == {"evaluation_exact": 1, "evaluation_paraphrase": 1, "item_cap": 1}
     store = RunStore(job.run_dir)
     manifest = store.get("data", result["dataset"]) or {}
     train, rejected = (store.rows("data", result["dataset"], f"{name}.jsonl") for name in ("train", "rejected"))
     assert manifest["example_ids"] == [row["id"] for row in train]
-    assert cheat["example_id"] not in manifest["example_ids"]
-    assert {row["reason"] for row in rejected} == {"item_cap", "evaluation_overlap"}
+    assert manifest["num_same_template"] == LEAST_FIRST_EXAMPLES, "a generated task: other numbers are the task itself"
+    assert not {cheat["example_id"], reworded["example_id"]} & set(manifest["example_ids"])
+    assert {row["reason"]: row["similarity"] for row in rejected if row["reason"] != "item_cap"} == {
+        "evaluation_exact": None,
+        "evaluation_paraphrase": None,
+    }
     assert [dataset["id"] for dataset in store.untrained_datasets()] == [result["dataset"]]
     left = {row["example_id"] for row in unused_right(store)}
     assert left == {sample(rows[0]["prompt"], "other")["example_id"]}, "an overlap is ruled out for good"
@@ -301,6 +308,14 @@ def test_too_few_examples_are_told_and_nothing_is_frozen(job: Job) -> None:
     with pytest.raises(ToolError, match=r"only 9 examples pass the filters \(at least \d+\); generate more"):
         curate(job, referee_of(job, *(row["prompt"] for row in rows[9:])))
     assert RunStore(job.run_dir).untrained_datasets() == []
+
+
+def test_a_file_of_variations_is_told_from_a_fixed_benchmark(job: Job) -> None:
+    put_samples(job, *sums(LEAST_FIRST_EXAMPLES))
+    referee = referee_of(job, TEMPLATE.format(71, 72))
+    referee.task = cast(Task, SimpleNamespace(generated=False))
+    with pytest.raises(ToolError, match=rf"only 0 .*{LEAST_FIRST_EXAMPLES} were removed .*generated=true"):
+        curate(job, referee)
 
 
 def test_more_can_be_generated_when_too_few_pass_the_filters(job: Job) -> None:

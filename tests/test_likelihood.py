@@ -13,6 +13,8 @@ from tools.engines.transformers_engine import TransformersEngine, merge_adapter
 QUESTIONS = ["ab", "what is this long one?", "x" * 30, *("abc" + letter for letter in "defghijk")]
 ANSWERS = ["yes", "", "a longer answer", *("no" * number for number in range(1, 9))]
 
+STOPPED = [number % 3 != 2 for number in range(len(ANSWERS))]
+
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> TransformersEngine:
@@ -33,13 +35,14 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
     chats = [build_messages(question, []) for question in QUESTIONS]
     engine.use_model(adapter)
-    logprobs, divergences = compare_with_base(engine, chats, ANSWERS)
+    logprobs, divergences = compare_with_base(engine, chats, ANSWERS, STOPPED)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa").eval()
     copy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
     tuned = merge_adapter(copy, adapter)
     for number, (chat, text) in enumerate(zip(chats, ANSWERS, strict=True)):
         prompt = engine.encode(chat)
-        answer = [*engine.tokenizer(text, add_special_tokens=False).input_ids, engine.tokenizer.eos_token_id]
+        answer = list(engine.tokenizer(text, add_special_tokens=False).input_ids)
+        answer += [engine.tokenizer.eos_token_id] if STOPPED[number] else []
         with torch.inference_mode():
             base, model = (
                 net(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -55,4 +58,4 @@ def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_mode
 def test_the_base_model_does_not_differ_from_itself(engine: TransformersEngine) -> None:
     engine.use_model(None)
     chats = [build_messages(question, []) for question in QUESTIONS]
-    assert compare_with_base(engine, chats, ANSWERS)[1] == pytest.approx([0.0] * len(QUESTIONS), abs=1e-6)
+    assert compare_with_base(engine, chats, ANSWERS, STOPPED)[1] == pytest.approx([0.0] * len(QUESTIONS), abs=1e-6)

@@ -15,6 +15,7 @@ from agent.planners.fixed import RandomPlanner, RulesPlanner, ScriptedPlanner
 from agent.situation import BLANK, build_menu, build_situation, situation_text
 from memory.store import RunStore
 from tools.contract import Grid, Jobs, Json, Judge, Tool, ToolContext
+from tools.host import offers
 from tools.jobs.job import Usage
 from tools.registry import load_tools
 
@@ -44,7 +45,7 @@ def menu_of(seed: int) -> list[Choice]:
 
 
 def real_menu(context: ToolContext) -> list[Choice]:
-    return build_menu(load_tools(), context, Budget(None, None))
+    return build_menu(offers(load_tools(), context), context.store, Budget(None, None))
 
 
 def check(decision: Decision, menu: list[Choice]) -> None:
@@ -74,7 +75,8 @@ def tool_of(grid: Grid, cost: dict[tuple[Any, ...], int]) -> Tool:
 def full_situation(context: ToolContext) -> Json:
     """A situation without a gap."""
     score = {"score": 0.25, "ci95": [0.2, 0.3], "n": 128}
-    situation = build_situation(context, Budget(None, 1000), {"tool": "curate_data", "outcome": "size 7"}, ["Go on."])
+    last = {"tool": "curate_data", "outcome": "size 7"}
+    situation = build_situation(context.store, Budget(None, 1000), last, ["Go on."])
     return situation | {
         "score": score,
         "few_shot_score": score | {"score": 0.5},
@@ -199,7 +201,7 @@ def test_every_combination_on_the_menu_is_affordable(context: ToolContext) -> No
         grid = {f"a{place}": list(range(numbers.randint(1, 4))) for place in range(numbers.randint(0, 3))}
         cost = {values: numbers.randint(0, 100) for values in product(*grid.values())}
         budget = Budget(None, numbers.randint(1, 100))
-        menu = build_menu({"mine": tool_of(grid, cost)}, context, budget)
+        menu = build_menu(offers({"mine": tool_of(grid, cost)}, context), context.store, budget)
         assert bool(menu) == (min(cost.values()) <= (budget.tokens or 0))
         if menu:
             num_menus += 1
@@ -219,8 +221,9 @@ def test_the_dearest_values_leave_the_menu_first(context: ToolContext) -> None:
         (80, {"items": [1, 2, 4], "samples": [1, 2]}),
         (10, {"items": [1], "samples": [1]}),
     ):
-        assert build_menu({"mine": tool_of(grid, cost)}, context, Budget(None, tokens))[0]["arguments"] == box
-    assert build_menu({"mine": tool_of(grid, cost)}, context, Budget(None, 9)) == []
+        made = offers({"mine": tool_of(grid, cost)}, context)
+        assert build_menu(made, context.store, Budget(None, tokens))[0]["arguments"] == box
+        assert build_menu(made, context.store, Budget(None, 9)) == []
 
 
 def test_a_blank_situation_has_the_same_lines_and_no_values(context: ToolContext) -> None:
@@ -245,7 +248,7 @@ def test_the_situation_says_what_is_known(context: ToolContext) -> None:
 def test_the_situation_of_a_new_run_is_in_words(context: ToolContext) -> None:
     budget = Budget(None, 1000)
     budget.add(Usage(0.0, 0.0, 250))
-    situation = build_situation(context, budget, None, [])
+    situation = build_situation(context.store, budget, None, [])
     assert situation["champion"] == "base" and situation["budget_left_percent"] == 75
     text = situation_text(situation)
     assert "score of the champion: not measured" in text
@@ -254,4 +257,4 @@ def test_the_situation_of_a_new_run_is_in_words(context: ToolContext) -> None:
 
 
 def test_no_python_value_shows_in_the_situation(context: ToolContext) -> None:
-    assert "None" not in situation_text(build_situation(context, Budget(None, 1000), None, []))
+    assert "None" not in situation_text(build_situation(context.store, Budget(None, 1000), None, []))

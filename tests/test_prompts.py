@@ -13,6 +13,9 @@ PLACEHOLDERS = {
     "planner_system": set(),
     "planner_reason": {"situation", "menu"},
     "planner_decide": {"situation", "menu", "reasoning"},
+    "judge_default_rubric": set(),
+    "judge_rubric": {"rubric", "question", "reference", "answer"},
+    "judge_pair": {"rubric", "question", "first", "second"},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from agent.guards import Evidence, GateAnswers, _bounded, _paired, form, length
 from agent.referee import Referee, seal_splits
 from agent.statistics import look_sizes
-from memory.records import read_jsonl
+from memory.records import read_jsonl, write_json
 from memory.store import BASE, RunStore
 from tools.jobs.job import NO_USAGE
 from tools.tasks.base import Item, Splits, SplitSizes, Verdict
@@ -22,6 +22,9 @@ KINDS = ["chat"] * 24 + ["skill"] * 16 + ["refusal"] * 12
 class FakeScorer:
     def score(self, pairs: list[tuple[Item, str]]) -> list[Verdict]:
         return [Verdict(1.0, "right") if text == item.answer else Verdict(0.0, "wrong") for item, text in pairs]
+
+    def note(self, pairs: Any, verdicts: Any) -> None:
+        return None
 
 
 class FakeTask:
@@ -47,32 +50,35 @@ class FakeJobs:
         name = function.rpartition(":")[2]
         return getattr(self, name)(**args), NO_USAGE
 
-    def answer_questions(self, model: str, start: int, stop: int | None, **_: Any) -> dict[str, Any]:
-        numbers = range(start, GATE if stop is None else stop)
+    def answer_questions(self, model: str, questions: list[str], **_: Any) -> dict[str, Any]:
+        numbers = [int(question.split()[-1]) for question in questions]
         self.answered[model] = self.answered.get(model, 0) + len(numbers)
         stopped = [not (self.never_stops and model != BASE)] * len(numbers)
         texts = ["yes" if self.right(model, number) else "no" for number in numbers]
         rest = {"prompt_tokens_per_item": 1, "answer_tokens_per_item": 1, "identity": {"engine": "fake"}}
         return {"answers": texts, "stopped": stopped, "num_tokens": [2] * len(numbers)} | rest
 
-    def sample_search(self, model: str, count: int, num_samples: int, **_: Any) -> dict[str, Any]:
-        return {"answers": [["yes"] * num_samples] * 20}
+    def sample_answers(self, questions: list[str], num_samples: int, **_: Any) -> dict[str, Any]:
+        return {"answers": [["yes"] * num_samples for _ in questions]}
 
-    def probe_model(self, model: str, reference: list[str]) -> dict[str, Any]:
+    def probe_model(self, model: str, reference: dict[str, Any] | None) -> dict[str, Any]:
         self.probed.append(model)
-        assert bool(reference) == (model != BASE)
+        assert (reference is None) == (model == BASE)
         shifts = [0.0 if model == BASE else self.kl + 0.001 * number for number in range(len(KINDS))]
         texts = [f"answer {number}" for number in range(40)] + ["I'm sorry, I cannot help."] * 6 + [self.reply] * 6
-        return {"kinds": KINDS, "answers": texts, "kl": shifts, "usual": [-1.0] * len(KINDS)}
+        return {"kinds": KINDS, "answers": texts, "kl": shifts, "usual": [-1.0] * len(KINDS), "stopped": [True] * 52}
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[[Answers], tuple[Referee, FakeJobs]]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], tuple[Referee, FakeJobs]]:
     def build(right: Answers) -> tuple[Referee, FakeJobs]:
         def items(name: str, count: int) -> list[Item]:
             return [Item(f"{name} question {number}", "yes", "all") for number in range(count)]
 
-        seal_splits(tmp_path, Splits(items("search", 20), items("gate", GATE), items("final", 20)))
+        seal_splits(tmp_path, Splits(items("search", 20), items("gate", GATE), items("final", 20)), seed=0)
+        monkeypatch.setattr("agent.referee.check_identity", lambda run_dir, task: None)  # tests/test_separation.py
+        monkeypatch.setattr("agent.referee.check_model", lambda store, model_id: None)
+        write_json(tmp_path / "run.json", {})
         jobs, store = FakeJobs(right), RunStore(tmp_path)
         referee = Referee(store, jobs, FakeTask(), FakeScorer(), SplitSizes(20, GATE, 20))  # type: ignore[arg-type]
         for name in ("good", "same", "worse"):
@@ -89,7 +95,7 @@ def half(model: str, number: int) -> bool:
 
 def test_a_clear_gain_is_accepted_after_the_first_items(make: Any) -> None:
     referee, jobs = make(half)
-    assert referee.judge("good") == {"accepted": True, "n": GATE // 4, "refused_by": []}
+    assert referee.judge("good") == {"accepted": True, "n": GATE, "refused_by": []}
     assert jobs.answered == {BASE: GATE // 4, "good": GATE // 4}
     detail = referee.verdict_detail("good")
     assert (detail["num_fixed"], detail["num_broken"], detail["gate_items"]) == (50, 0, GATE)
@@ -101,7 +107,7 @@ def test_a_candidate_without_hope_costs_few_items(make: Any, candidate: str) -> 
     referee, jobs = make(half)
     verdict = referee.judge(candidate)
     assert not verdict["accepted"]
-    assert verdict["n"] == jobs.answered[candidate] <= GATE // 2
+    assert referee.verdict_detail(candidate)["num_items"] == jobs.answered[candidate] <= GATE // 2
     assert jobs.probed == [], "guards are asked about candidates that passed only"
 
 
@@ -126,7 +132,7 @@ def test_a_verdict_is_given_once(make: Any) -> None:
 def test_a_guard_refuses_what_lost_something_else(make: Any) -> None:
     referee, jobs = make(half)
     jobs.kl = 3.0
-    assert referee.judge("good") == {"accepted": False, "n": GATE // 4, "refused_by": ["drift"]}
+    assert referee.judge("good") == {"accepted": False, "n": GATE, "refused_by": ["drift"]}
     assert referee.store.champion() == BASE
     found = {guard["name"]: guard for guard in referee.verdict_detail("good")["guards"]}
     assert set(found) == {"form", "length", "coverage", "drift", "retention", "variety", "refusal"}
@@ -143,7 +149,7 @@ def test_a_cheap_guard_that_refuses_spares_the_dear_ones(make: Any) -> None:
 def test_a_model_that_stops_refusing_is_refused(make: Any) -> None:
     referee, jobs = make(half)
     jobs.probe_model = lambda model, reference: {
-        "kinds": KINDS, "kl": [0.0, 0.1] * 26, "usual": [-1.0, -1.1] * 26,
+        "kinds": KINDS, "stopped": [True] * 52, "kl": [0.0, 0.1] * 26, "usual": [-1.0, -1.1] * 26,
         "answers": [f"{'I cannot do that' if model == BASE else 'Sure'} {number}" for number in range(52)],
     }  # fmt: skip
     assert referee.judge("good")["refused_by"] == ["refusal"]
@@ -170,7 +176,8 @@ def test_longer_answers_are_refused_when_most_grew() -> None:
     def gate(tokens: list[int]) -> GateAnswers:
         return GateAnswers([Verdict(1.0, "right")] * len(tokens), [True] * len(tokens), tokens)
 
-    assert length(Evidence((gate([4] * 100), gate([6] * 100))))["ok"]
-    assert not length(Evidence((gate([4] * 100), gate([9] * 100))))["ok"]
-    assert length(Evidence((gate([4] * 100), gate([4] * 95 + [400] * 5))))["ok"], "a few endless ones"
+    assert length(Evidence((gate([20] * 100), gate([30] * 100))))["ok"]
+    assert not length(Evidence((gate([20] * 100), gate([45] * 100))))["ok"]
+    assert length(Evidence((gate([20] * 100), gate([20] * 95 + [2000] * 5))))["ok"], "a few endless ones"
+    assert length(Evidence((gate([1] * 100), gate([12] * 100))))["ok"], "short ones may grow"
     assert form(Evidence((gate([4] * 100), gate([6] * 100))))["ok"]

@@ -8,7 +8,9 @@ import pytest
 
 from tools.tasks import load_task
 from tools.tasks.base import Item, Verdict
-from tools.tasks.scorers import known_answer_checks, make_scorer, make_spec
+from tools.tasks.known_answers import known_answer_checks
+from tools.tasks.sandbox import unsupported
+from tools.tasks.scorers import make_scorer, make_spec
 from tools.tasks.scoring import BATCH_SIZE, ScorerErrors, ScorerProcess
 
 FAULTY = """
@@ -122,6 +124,41 @@ def test_choice_without_texts_reads_letters() -> None:
         kind({"name": "choice"}, "Z", "A")
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("1/2", "0.5", "right"),
+        ("1/2", "The answer is $\\frac{1}{2}$.", "right"),
+        ("\\frac{1}{2}", "so \\boxed{\\frac{2}{4}}", "right"),
+        ("$x^2 + 2x + 1$", "$(x+1)^2$", "right"),
+        ("x^2 + 2x + 1", "$(x+1)^2$", "right"),
+        ("x^2 + 2x + 1", "x^2 + 2x + 1", "right"),
+        ("x^2 + 2x + 1", "1", "wrong"),
+        ("12", "first 12, no: 13", "wrong"),
+        ("12", "10, 12, 14", "wrong"),
+        ("12", "$10$, $12$, $14$", "wrong"),
+        ("12", "\\boxed{13} and 12", "wrong"),
+        ("$\\{1, 2\\}$", "$\\{2, 1\\}$", "right"),
+        ("$(1, 2)$", "$(2, 1)$", "wrong"),
+        ("1/3", "0.3", "wrong"),
+        ("7", "seven", "malformed"),
+        ("7", "", "malformed"),
+        ("7", "7 " * 100_000, "right"),
+        ("7", "9^" * 5_000, "wrong"),
+    ],
+)
+def test_math_verify(reference: str, answer: str, expected: str) -> None:
+    assert kind({"name": "math_verify"}, reference, answer) == expected
+
+
+def test_math_verify_leaves_the_time_limit_to_the_process() -> None:
+    endless = "$" + "^".join(["9"] * 9) + "$"
+    with ScorerProcess({"name": "math_verify"}, time_limit_s=3) as process:
+        verdicts = process.score([(item("7"), "7"), (item(endless), "$10^{10^{10}}!$"), (item("7"), "8")])
+    assert [verdict.kind for verdict in (verdicts[0], verdicts[2])] == ["right", "wrong"]
+    assert verdicts[1].kind in ("timeout", "wrong", "error")
+
+
 def test_reasoning_gym_gives_no_credit_for_part_of_an_answer() -> None:
     task = load_task("reasoning_gym:chain_sum?max_terms=2")
     score = make_scorer(task.scorer)
@@ -184,7 +221,35 @@ def test_a_faulty_scorer_costs_only_the_verdicts_it_spoils(tmp_path: Path, monke
         assert verdicts[2].score == 0.5
         assert all(verdict.right for verdict in verdicts[len(expected) :])
         assert process.errors == ScorerErrors(9, "KeyError: 'no such thing'")
-    assert (tmp_path / "written.txt").read_text() == ""
+    assert not (tmp_path / "written.txt").exists()
+
+
+SPY = """
+import os, pathlib, socket, subprocess
+
+def score(item, answer):
+    path = pathlib.Path(item["metadata"]["path"])
+    if answer == "read": return "gate" in path.read_text()
+    if answer == "list": return len(os.listdir(path.parent)) > 0
+    if answer == "run": return "gate" in subprocess.run(["cat", path], capture_output=True, text=True).stdout
+    if answer == "dial": return socket.SocketType.__mro__[1](socket.AF_INET).fileno() >= 0
+    if answer == "chmod": return path.chmod(0o644) is None
+    if answer == "import": import numpy, sympy, reasoning_gym; return 1
+    return 0
+"""
+
+
+@pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
+def test_a_scorer_can_reach_neither_sealed_items_nor_network(tmp_path: Path) -> None:
+    sealed = tmp_path / "runs" / "one" / "referee" / "gate.jsonl"
+    sealed.parent.mkdir(parents=True)
+    sealed.write_text("gate items")
+    tried = ["read", "list", "run", "dial", "chmod", "import", "no"]
+    with ScorerProcess(python_scorer(tmp_path, SPY), time_limit_s=60) as process:
+        verdicts = process.score([(item("yes", path=str(sealed)), answer) for answer in tried])
+        assert [verdict.kind for verdict in verdicts] == ["error"] * 5 + ["right", "wrong"]
+        assert process.errors.first is not None
+        assert process.errors.first.startswith("PermissionError")
 
 
 def test_how_the_child_ended_is_kept(tmp_path: Path) -> None:
@@ -245,6 +310,12 @@ def test_a_scorer_changed_since_the_task_was_loaded_is_refused(tmp_path: Path) -
         ),
         ("return 0", ("the reference answer was judged 'wrong' for 4 of 4 items",)),
         ("return item['answer'] in answer + item['question']", ("an empty answer", "the question restated")),
+        (
+            "return item['answer'] in answer.replace(',', '').split()",
+            ("several answers in a line", "several answers in lines"),
+        ),
+        ("return item['answer'] == answer or '{' in answer", ("a malformed answer",)),
+        ("return item['answer'] == answer or 'full marks' in answer", ("a plea to the scorer",)),
     ],
 )
 def test_known_answers_stop_scorers_that_cannot_tell(tmp_path: Path, code: str, said: tuple[str, ...]) -> None:
@@ -269,6 +340,8 @@ def test_known_answers_catch_a_lenient_scorer_of_reasoning_gym() -> None:
         ({"name": "exact"}, "123", "What is {} times 1?"),
         ({"name": "numeric"}, "123", "What is {} times 7?"),
         ({"name": "choice"}, "AB", "Which, {}?\nA) cat\nB) dog"),
+        ({"name": "regex", "pattern": "([0-9]+)"}, "123", "What is {} times 7?"),
+        ({"name": "math_verify"}, "123", "What is {} times 7?"),
     ],
 )
 def test_known_answers_accept_good_scorers(spec: dict[str, Any], answers: str, question: str) -> None:

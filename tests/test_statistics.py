@@ -9,6 +9,7 @@ from agent.budget import FINAL_MARGIN, START_UP_S, Budget
 from agent.statistics import (
     ALPHA,
     LOOKS,
+    TYPICAL_CHANGE,
     PairedTest,
     alpha_for,
     alpha_left,
@@ -212,6 +213,7 @@ def test_looks_end_at_all_items_and_share_out_the_level() -> None:
 def test_a_clear_gain_is_accepted_early_and_a_hopeless_candidate_rejected_early() -> None:
     assert decide(paired(150, 60, 5), 0, 600, 0.01) is True
     assert decide(paired(150, 10, 30), 0, 600, 0.01) is False
+    assert decide(paired(50, 2, 12), 0, 200, 0.01) is None, "too few items to give up"
     assert decide(paired(150, 20, 10), 0, 600, 0.01) is None
     assert decide(paired(600, 40, 30), 3, 600, 0.01) is False
 
@@ -242,11 +244,33 @@ def test_the_predictive_chance_is_that_of_simulated_futures() -> None:
     assert chance_to_pass(fixed, broken, seen, left, level) == pytest.approx(passed.mean(), abs=0.015)
 
 
+def test_the_predictive_chance_is_sure_far_to_either_side() -> None:
+    assert chance_to_pass(5000, 10, 6000, 6000, 0.0075) == 1.0
+    assert chance_to_pass(10, 5000, 6000, 6000, 0.0075) == 0.0
+
+
 def test_more_items_prove_smaller_gains() -> None:
     gains = [provable_gain(number) for number in (20, 100, 400, 1000, 5000)]
     assert gains == sorted(gains, key=lambda gain: -(gain or 1))
-    assert gains[2] == pytest.approx(0.075, abs=0.02)
+    assert gains[2] == pytest.approx(0.08, abs=0.02)
     assert provable_gain(5) is None
+
+
+@pytest.mark.parametrize("num_items", [20, 60, 400])
+def test_the_gain_that_is_promised_is_proven_as_often_as_promised(num_items: int) -> None:
+    gain = provable_gain(num_items)
+    assert gain is not None
+    numbers, accepted = np.random.default_rng(7), 0
+    changed = max(TYPICAL_CHANGE, gain)
+    for _ in range(1000):
+        draw = numbers.random(num_items)
+        rose, fell = draw < (changed + gain) / 2, draw > 1 - (changed - gain) / 2
+        for look, size in enumerate(look_sizes(num_items)):
+            verdict = decide(paired(size, int(rose[:size].sum()), int(fell[:size].sum())), look, num_items, 0.01)
+            if verdict is not None:
+                accepted += verdict
+                break
+    assert accepted / 1000 == pytest.approx(0.8, abs=0.06) or accepted / 1000 > 0.8
 
 
 def test_alpha_left_is_what_later_candidates_can_spend_together() -> None:

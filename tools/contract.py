@@ -8,8 +8,11 @@
 - `run` is injected and absent from the menu. Every other argument is a `Literal` grid or a `bool`; `when` may narrow
   an argument to the values that are legal now, for example the ids of datasets.
 - Results are small plain JSON values; bulk goes to files, named in the result.
+- A tool runs in a process of its own (tools/host.py). It reads its own folder, installed packages and the run's
+  artifacts, and writes to data/ and lessons/ (`run.context.store`) and to temporary files; the kernel refuses the rest.
 - Raise ToolError when the planner can mend it, and say how. Anything else ends the run (resumably).
-- Heavy work is a job: `run.context.jobs.run("module:function", args)` runs it in the worker, once.
+- Heavy work is a job: `run.context.jobs.run("tools.module:function", args)` runs one of this program's in the worker,
+  once.
 - Heavy imports (torch, trl, chromadb) stand inside functions, so that listing the tools stays quick.
 - The same call on the same artifacts gives the same result: it is keyed, and a finished call is not repeated.
 """
@@ -17,7 +20,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 from memory.store import RunStore
 
@@ -38,6 +41,16 @@ class Jobs(Protocol):
         """Return the job's value and its usage; a finished job is not run again."""
 
 
+class Overlaps(NamedTuple):
+    """Training rows without those that overlap with an evaluation item."""
+
+    kept: list[Json]
+    removed: list[Json]
+    """Each with a "reason": "exact", "reordered", "template", "ngram" or "paraphrase"."""
+    num_same_template: int
+    """How many kept rows differ from an evaluation item in numbers and names only: the form of a generated task."""
+
+
 class Judge(Protocol):
     """What tools may ask of the referee. Gate and final items and their scores never come back."""
 
@@ -47,8 +60,8 @@ class Judge(Protocol):
     def judge(self, candidate: str) -> Json:
         """Return {"accepted", "n", "refused_by"}: whether the candidate becomes the champion, or the guards against."""
 
-    def remove_overlaps(self, rows: list[Json]) -> tuple[list[Json], list[Json]]:
-        """Split training rows into those kept and those that equal an evaluation item."""
+    def remove_overlaps(self, rows: list[Json]) -> Overlaps:
+        """Split training rows into those kept and those that are an evaluation item, copied, reworded or renumbered."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,8 @@ class ToolContext:
     referee: Judge
     seed: int
     task: str
-    """Spec of the task, for `tools.tasks.load_task`."""
+    """Spec of the task, as the user gave it. The file of a task's items is closed to tools; jobs get what may be
+    trained on as `job.resident.task`."""
 
 
 class ToolRun(Protocol):

@@ -96,7 +96,6 @@ def sample_items(job: Job, **args: Any) -> Json:
             "the training stream has no item without a right answer left; train on what there is, or finish"
         )
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
-    job.resident.engine.use_model(store.model_dir(args["model"]))
     before = job.resident.engine.tokens_processed
     for number, chunk in enumerate(chunks):
         if number not in done_chunks:
@@ -134,7 +133,7 @@ def _fresh_items(job: Job, args: Json) -> tuple[list[Any], int, int]:
     while len(items) < args["num_items"] and index < limit:
         for item in job.resident.task.stream(index, args["num_items"], args["seed"]):
             index += 1
-            if item.id in evaluation_ids:
+            if not evaluation_ids.isdisjoint(item.keys):
                 num_dropped += 1
             elif item.id not in seen:
                 items.append(item)
@@ -198,6 +197,7 @@ def _sample(
     shots = [(item.question, item.answer) for item in task.seed_examples()] if args["shots"] else []
     sampling = Sampling(task.max_new_tokens, num_samples, args["temperature"], zlib.crc32(purpose.encode()), TOP_K)
     prompts = [build_messages(item.question, shots, resident.settings["system_prompt"]) for item in items]
+    resident.engine.use_model(RunStore(job.run_dir).model_dir(args["model"]))  # a judge may have used another
     answers = resident.engine.generate(prompts, sampling)
     pairs = [(item, completion.text) for item, samples in zip(items, answers, strict=True) for completion in samples]
     verdicts = iter(resident.scorer.score(pairs))

@@ -12,9 +12,9 @@ ROWS_PER_FORWARD = 8
 
 @torch.inference_mode()
 def compare_with_base(
-    engine: TransformersEngine, prompts: list[list[Message]], answers: list[str]
+    engine: TransformersEngine, prompts: list[list[Message]], answers: list[str], stopped: list[bool]
 ) -> tuple[list[float], list[float]]:
-    """Return for each prompt and answer two means over the answer's tokens (its stop token included), in nats.
+    """Return for each prompt and answer two means over the answer's tokens (its stop token where it stopped), in nats.
 
     First the base model's log-probability, then KL(base || model in use), exact over the vocabulary.
     """
@@ -22,7 +22,7 @@ def compare_with_base(
     divergences: list[float] = []
     for start in range(0, len(prompts), ROWS_PER_FORWARD):
         part = slice(start, start + ROWS_PER_FORWARD)
-        answer_ids = [_answer_ids(engine, text) for text in answers[part]]
+        answer_ids = [_answer_ids(engine, *answer) for answer in zip(answers[part], stopped[part], strict=True)]
         rows = [engine.encode(chat) + ids for chat, ids in zip(prompts[part], answer_ids, strict=True)]
         num_kept = max(map(len, answer_ids)) + 1  # the last position predicts nothing
         engine.tokens_processed += 2 * sum(map(len, rows))
@@ -37,5 +37,6 @@ def compare_with_base(
     return logprobs, divergences
 
 
-def _answer_ids(engine: TransformersEngine, text: str) -> list[int]:
-    return [*engine.tokenizer(text, add_special_tokens=False).input_ids, int(engine.stop_ids[0])]
+def _answer_ids(engine: TransformersEngine, text: str, stopped: bool) -> list[int]:
+    ids = list(engine.tokenizer(text, add_special_tokens=False).input_ids)
+    return [*ids, int(engine.stop_ids[0])] if stopped or not ids else ids

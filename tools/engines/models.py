@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +48,12 @@ _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _HASHES = ".hashes.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_IDENTITY = (
-    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", _WEIGHTS_INDEX,
+WEIGHT_FILES = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", _WEIGHTS_INDEX)
+PROMPT_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 )  # fmt: skip
+"""What turns a chat into tokens."""
+IDENTITY_FILES = (*WEIGHT_FILES, *PROMPT_FILES)
 _CACHED_FROM_BYTES = 1 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -89,14 +92,14 @@ def resolve_embedder(models_dir: Path) -> Path:
     return folder
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, patterns: tuple[str, ...] = IDENTITY_FILES) -> str:
     """Return the id of what a model folder computes: a hash over its config, weights and tokenizer files.
 
-    Other files, names and times do not count. Of folders beside a .hashes.json (those that `resolve_model` made) the
-    large files are hashed again only when their size or time of change moved; of others at every call.
+    Other files, names and times do not count. A large file is hashed again when its size, inode or a time of change
+    moved, and otherwise once per process, or once at all beside a .hashes.json (folders that `resolve_model` made).
     """
     cache = folder.parent / _HASHES
-    files = sorted({path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()})
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not files:
         raise ValueError(f"{folder} holds no model files to take the fingerprint of")
     return content_id({path.name: _sha256(path, cache if cache.exists() else None) for path in files})
@@ -230,19 +233,27 @@ def _is_complete(folder: Path, source_sha256: str) -> bool:
 
 
 def _sha256(path: Path, cache: Path | None) -> str:
-    """Hash a file; a large one is hashed again only when its size or time of change differs from the cache's."""
+    """Hash a file; a large one is hashed again only when its stamp differs from the cache's (None = this process's)."""
     stat = path.stat()
-    if cache is None or stat.st_size < _CACHED_FROM_BYTES:
+    if stat.st_size < _CACHED_FROM_BYTES:
         return file_sha256(path)
+    # The inode's time of change moves with every write and cannot be set back.
+    stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    if cache is None:
+        return _hash_once(path, stamp)
     key, known = str(path.resolve()), {}
     with suppress(FileNotFoundError, ValueError):
         known = dict(read_json(cache))
-    size_and_time = f"{stat.st_size} {stat.st_mtime_ns}"
-    if known.get(key, {}).get("size_and_time") == size_and_time:
+    if known.get(key, {}).get("stamp") == stamp:
         return str(known[key]["sha256"])
-    sha256 = file_sha256(path)
-    write_json(cache, {**known, key: {"size_and_time": size_and_time, "sha256": sha256}})
+    sha256 = _hash_once(path, stamp)
+    write_json(cache, {**known, key: {"stamp": stamp, "sha256": sha256}})
     return sha256
+
+
+@lru_cache(maxsize=256)
+def _hash_once(path: Path, stamp: str) -> str:
+    return file_sha256(path)
 
 
 def _synced_sha256(path: Path) -> str:

@@ -44,7 +44,7 @@ def export_model(job: Job, model_id: str, target: str, adapter_only: bool, dtype
     if adapter_only and not is_adapter:
         raise ToolError(f"model {model_id} was trained in full and has no adapter; leave --adapter out")
     folder = Path(target)
-    folder.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     if adapter_only:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(source / name, folder / name)

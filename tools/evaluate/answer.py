@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from memory.records import read_jsonl
 from memory.store import RunStore
 from tools.contract import Json
 from tools.jobs.job import Job
@@ -10,20 +9,16 @@ from tools.jobs.job import Job
 BATCH_ITEMS = 256
 
 
-def answer_questions(
-    job: Job, model: str, questions_file: str, start: int, stop: int | None, shots: bool, max_new_tokens: int
-) -> Json:
-    """Return the greedy answers to the questions start..stop, in order, and the tokens spent per item.
+def answer_questions(job: Job, model: str, questions: list[str], shots: bool, max_new_tokens: int) -> Json:
+    """Return the greedy answers, in order, and the tokens spent per item.
 
-    questions_file: JSONL of {"id", "question"} below the run folder; stop None = to its end; shots: with the task's
-    seed examples.
+    shots: with the task's seed examples.
     """
     from tools.engines.base import Sampling, build_messages
 
     resident = job.resident
     examples = [(item.question, item.answer) for item in resident.task.seed_examples()] if shots else []
     resident.engine.use_model(RunStore(job.run_dir).model_dir(model))
-    questions = [row["question"] for row in read_jsonl(job.run_dir / questions_file)][start:stop]
     system_prompt = resident.settings["system_prompt"]
     answers: list[Any] = []
     before = resident.engine.tokens_processed

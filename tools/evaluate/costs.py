@@ -10,6 +10,9 @@ REHEARSAL_SHARE = 0.25
 """Earlier examples among the new ones when training goes on, as many of each difficulty: new data is hard data, and
 what is learned no more is forgotten."""
 
+GUARD_TOKENS = 12_000
+"""Of the guards on a candidate that passed the gate, as measured with the default model: their prompts are fixed."""
+
 
 def answer_tokens(store: RunStore) -> tuple[float, float]:
     """Return one item's prompt tokens (beyond a shared prefix) and answer tokens, as the baseline measured them."""
@@ -18,13 +21,14 @@ def answer_tokens(store: RunStore) -> tuple[float, float]:
 
 
 def verdict_tokens(context: ToolContext) -> float:
-    """Return the tokens of measuring a candidate on the search and gate splits, the first time the base beside it."""
+    """Return the most tokens that measuring and guarding a candidate takes, a new champion's own gate items with it."""
     record = context.store.score(BASE)
     if record is None:
         return 0.0
     sizes = record["split_sizes"]
-    num_gate = sizes["gate"] * (1 if context.store.verdicts() else 2)
-    return (sizes["search"] + num_gate) * sum(answer_tokens(context.store))
+    verdicts = context.store.verdicts()
+    num_gate = sizes["gate"] * (2 if not verdicts or verdicts[-1]["accepted"] else 1)
+    return (sizes["search"] + num_gate) * sum(answer_tokens(context.store)) + GUARD_TOKENS
 
 
 def final_tokens(store: RunStore) -> float:

@@ -17,11 +17,12 @@ SUITE = Path(__file__).with_name("probe_suite.jsonl")
 ANSWER_TOKENS = 16
 
 
-def probe_model(job: Job, model: str, reference: list[str]) -> Json:
+def probe_model(job: Job, model: str, reference: Json | None) -> Json:
     """Return, for each row of the suite in order, what a model does with it.
 
-    reference: the base model's answers; [] when it is the base model that is probed. {"kinds", "answers", "usual": the
-    base model's mean log-probability per token of these answers, "kl": KL(base || model) per token of the reference}.
+    reference: {"answers", "stopped"} of the base model; None when it is the base model that is probed. Returns
+    {"kinds", "answers", "stopped", "usual": the base model's mean log-probability per token of these answers, "kl":
+    KL(base || model) per token of the reference}.
     """
     from tools.engines.likelihood import compare_with_base
 
@@ -29,25 +30,26 @@ def probe_model(job: Job, model: str, reference: list[str]) -> Json:
     suite = list(read_jsonl(SUITE))
     prompts = [build_messages(row["prompt"], [], job.resident.settings["system_prompt"]) for row in suite]
     engine.use_model(RunStore(job.run_dir).model_dir(model))
-    answers = [samples[0].text for samples in engine.generate(prompts, Sampling(ANSWER_TOKENS))]
+    completions = [samples[0] for samples in engine.generate(prompts, Sampling(ANSWER_TOKENS))]
+    answers, stopped = [one.text for one in completions], [one.finish == "stop" for one in completions]
     job.progress(1, 3)
-    usual, kl = compare_with_base(engine, prompts, answers)
+    usual, kl = compare_with_base(engine, prompts, answers, stopped)
     job.progress(2, 3)
-    if reference:
-        kl = compare_with_base(engine, prompts, reference)[1]
+    if reference is not None:
+        kl = compare_with_base(engine, prompts, **reference)[1]
     return {
         "kinds": [row["kind"] for row in suite],
         "answers": answers,
+        "stopped": stopped,
         "usual": [round(value, 4) for value in usual],
         "kl": [round(value, 4) for value in kl],
     }
 
 
-def sample_search(job: Job, model: str, questions_file: str, count: int, num_samples: int, max_new_tokens: int) -> Json:
-    """Return num_samples answers of a model to each of the first count questions: {"answers": [[text]]}."""
+def sample_answers(job: Job, model: str, questions: list[str], num_samples: int, max_new_tokens: int) -> Json:
+    """Return num_samples answers of a model to each question: {"answers": [[text]]}."""
     engine = job.resident.engine
     engine.use_model(RunStore(job.run_dir).model_dir(model))
-    questions = [row["question"] for row in read_jsonl(job.run_dir / questions_file)][:count]
     prompts = [build_messages(text, [], job.resident.settings["system_prompt"]) for text in questions]
     completions = engine.generate(prompts, Sampling(max_new_tokens, num_samples, temperature=1.0))
     return {"answers": [[sample.text for sample in samples] for samples in completions]}

@@ -16,6 +16,8 @@ from tools.contract import ToolError
 from tools.jobs.job import JobSpec, Json, Usage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WORKER_FOLDERS = ("jobs", "data", "models", "evals", "lessons", "memory", "tmp")
+"""Made before the worker starts: it can be let into what exists only."""
 MAX_WORKER_DEATHS = 2
 """How often one job may take the worker down before the run stops (resumable)."""
 
@@ -30,8 +32,16 @@ class JobFailedError(RuntimeError):
 class WorkerClient:
     """Runs jobs in one resident worker process. Use as a context manager: leaving it ends the worker."""
 
-    def __init__(self, run_dir: Path, fingerprint: str, on_progress: ProgressListener | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        fingerprint: str,
+        on_progress: ProgressListener | None = None,
+        writable: tuple[Path, ...] = (),
+    ) -> None:
+        """Take the run; `writable`: folders outside it that the worker may write to (it can write nowhere else)."""
         self.run_dir = run_dir
+        self.writable = writable
         self.fingerprint = fingerprint
         """Hash of the run's configuration and identity: part of every job's key."""
         self.on_progress = on_progress or (lambda *_: None)
@@ -132,6 +142,7 @@ class WorkerClient:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONHASHSEED": "0",
+            "TMPDIR": str(self.run_dir / "tmp"),
             # A thread that spins at a barrier starves the one it waits for when another process wants a core: with the
             # default an evaluation took 30 times longer beside one busy process, with this at most twice.
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "3000"),
@@ -139,11 +150,13 @@ class WorkerClient:
             "MALLOC_MMAP_THRESHOLD_": "4294967296",
             "MALLOC_TRIM_THRESHOLD_": "4294967296",
         }
+        for name in WORKER_FOLDERS:
+            (self.run_dir / name).mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "tools.jobs.worker", str(self.run_dir), *map(str, self.writable)]
         # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the worker in order.
         with (self.run_dir / "worker.log").open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tools.jobs.worker", str(self.run_dir)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 text=True, env=environment, start_new_session=True,
             )  # fmt: skip
         threading.Thread(target=self._read_answers, args=(self._process,), daemon=True).start()

@@ -14,9 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from memory.lessons import lessons_file, lock_file
 from memory.records import read_json, write_json
 from tools.contract import ToolError
+from tools.jobs import landlock
 from tools.jobs.job import run_job
+
+READABLE = ("evals", "task", "worker.json", "referee/evaluation_ids.json")
+WRITABLE = ("jobs", "data", "models", "lessons", "memory", "tmp")
+"""What the worker sees of the run folder: not the trace, the verdicts or the answers of evaluation items."""
+_CACHES = ("~/.cache", "~/.triton", "~/.nv")
 
 
 class Resident:
@@ -25,7 +32,8 @@ class Resident:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.settings: dict[str, Any] = read_json(run_dir / "worker.json")
-        """Written by the agent: model_dir, embedder_dir, engine, dtype, task, seed, system_prompt."""
+        """Written by the agent: model_dir, embedder_dir, engine, dtype, task (without what is held out), system_prompt,
+        readable and closed (places beside the run folder)."""
         self.trained_tokens = 0
 
     @cached_property
@@ -62,10 +70,17 @@ class Resident:
 
     @cached_property
     def scorer(self) -> Any:
-        """The task's scorer in its bounded child process, started."""
-        from tools.tasks.scoring import ScorerProcess
+        """The task's scorer, started: in its bounded child process, or a judge."""
+        from tools.tasks.judge import open_scorer
 
-        return ScorerProcess(self.task.scorer).__enter__()
+        return open_scorer(self.task.scorer, self.ask_base).__enter__()
+
+    def ask_base(self, prompts: list[str]) -> list[str]:
+        """Let the base model reply to a judge's prompts; whoever generates next chooses the model again."""
+        from tools.tasks.judge import ask_engine
+
+        self.local_engine.use_model(None)
+        return ask_engine(self.local_engine, prompts)
 
     @property
     def tokens_processed(self) -> int:
@@ -81,16 +96,32 @@ def warm_up(job: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve jobs until standard input closes."""
+    """Serve jobs until standard input closes. Arguments: the run folder, and what may be written to beside it."""
     run_dir = Path(sys.argv[1])
     lock = (run_dir / "worker.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # an orphan of a killed agent may still be ending
     keys, answers = sys.stdin, os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print; the answers have their own pipe
+    _confine(run_dir, [Path(name) for name in sys.argv[2:]])
     resident = Resident(run_dir)
-    for key in _lines_until_closed(keys):
+    for key in lines_until_closed(keys):
         answers.write(json.dumps({"key": key} | _serve(run_dir / "jobs" / key, resident)) + "\n")
         answers.flush()
+
+
+def _confine(run_dir: Path, beside: list[Path]) -> None:
+    settings = read_json(run_dir / "worker.json")
+    closed = [run_dir, *map(Path, settings.get("closed", [run_dir.parent]))]
+    read = landlock.outside([*landlock.program_paths(), *map(Path, settings.get("readable", []))], closed)
+    for place in (Path(settings[name]) for name in ("model_dir", "embedder_dir") if name in settings):
+        # A model may come from an earlier run; what else is closed around it does not hold for its own folder.
+        read += landlock.outside([place], [path for path in closed if not place.is_relative_to(path)])
+    # CUDA writes the names of its threads into /proc; under `accelerate` they are other processes'.
+    several_gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1
+    write = [*landlock.devices(), Path("/proc" if several_gpus else "/proc/self"), *beside]
+    write += [Path(name).expanduser() for name in _CACHES]
+    write += [run_dir / name for name in WRITABLE] + [lessons_file(run_dir), lock_file(run_dir)]
+    landlock.confine([*read, *(run_dir / name for name in READABLE)], write)
 
 
 def _serve(folder: Path, resident: Resident) -> dict[str, str]:
@@ -106,7 +137,7 @@ def _serve(folder: Path, resident: Resident) -> dict[str, str]:
         return {"state": kind, "error": message}
 
 
-def _lines_until_closed(stream: Any) -> Any:
+def lines_until_closed(stream: Any) -> Any:
     """Yield lines; end the whole process at once when the stream closes, also in the middle of a job."""
     import queue
 

@@ -6,12 +6,14 @@ Writes models/<id>/ (PEFT adapter or full safetensors), model.json last.
 """
 
 import copy
+import ctypes
 import itertools
 import json
 import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from memory.records import content_id
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
@@ -54,8 +57,9 @@ def train(
     if known is not None:  # killed between the manifest and the job's result
         return {"model": model_id} | {name: known[name] for name in RESULT}
     engine = job.resident.local_engine
-    rows = [row for name in datasets for row in store.rows("data", name, "train.jsonl")]
-    earlier = [row for name in rehearse for row in store.rows("data", name, "train.jsonl")]
+    rows_of = {name: store.rows("data", name, "train.jsonl") for name in dict.fromkeys([*datasets, *rehearse])}
+    rows = [row for name in datasets for row in rows_of[name]]
+    earlier = [row for name in rehearse for row in rows_of[name]]
     rows += rehearsal(earlier, int(REHEARSAL_SHARE * len(rows)), seed)
     system_prompt = job.resident.settings["system_prompt"]
     tokens = [
@@ -106,6 +110,8 @@ def train(
         "parent": parent,
         "dataset": datasets[-1],
         "datasets": datasets,
+        "rehearse": rehearse,
+        "data_hashes": {name: content_id(found) for name, found in rows_of.items()},
         "settings": settings,
         "seed": seed,
         "num_tokens": num_tokens,
@@ -187,7 +193,8 @@ class Watch(TrainerCallback):
                 f"training diverged in step {state.global_step} (loss {self.first_loss:.2f} -> {loss:.2f}) at learning "
                 f"rate {self.learning_rate:g}; choose a lower one"
             )
-        self.job.progress(state.global_step, state.max_steps, loss=loss)
+        if state.is_world_process_zero:
+            self.job.progress(state.global_step, state.max_steps, loss=loss)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Save by time, not by step: a kill costs the same on a slow and on a quick machine."""
@@ -275,8 +282,14 @@ def train_in_processes(job: Job, count: int) -> Json:
     """Run this same job under accelerate, one process per GPU (or so many on a CPU); return what the first wrote."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count)]
     command += [] if torch.cuda.is_available() else ["--cpu"]
-    subprocess.run([*command, "-m", "tools.optimize.sft_worker", str(job.folder)], check=True)
-    result: Json = json.loads((job.folder / "trained.json").read_text())
+    command += ["-m", "tools.optimize.sft_worker", str(job.folder)]
+    told = job.folder / "trained.json"
+    told.unlink(missing_ok=True)
+    done = subprocess.run(command, preexec_fn=_die_with_parent, check=False)
+    result: Json = json.loads(told.read_text()) if told.exists() else {}
+    if "tool_error" in result:
+        raise ToolError(result["tool_error"])
+    done.check_returncode()
     model = RunStore(job.run_dir).get("models", result["model"])
     assert model is not None, "the first process wrote the manifest before its result"
     job.resident.trained_tokens += TRAINED_TOKEN_COST * model["num_tokens"]
@@ -289,9 +302,19 @@ def _main() -> None:
 
     folder = Path(sys.argv[1])
     job = Job(folder, Resident(folder.parent.parent))
-    result = train(job, **JobSpec.load(folder).args)
+    _die_with_parent()
+    try:
+        result = train(job, **JobSpec.load(folder).args)
+    except ToolError as problem:
+        result = {"tool_error": str(problem)}
     if os.environ.get("RANK", "0") == "0":
         (folder / "trained.json").write_text(json.dumps(result))
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it: an orphan would write into checkpoints."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

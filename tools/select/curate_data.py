@@ -1,7 +1,7 @@
 """From the samples of all generations to one frozen training set, through the vector memory.
 
-Filters, in order: exact duplicate, too easy, cap per item, semantic duplicate, overlap with an
-evaluation item (the referee), diversity-aware choice to a size (k-centre greedy, arXiv 1708.00489).
+Filters, in order: exact duplicate, too easy, cap per item, semantic duplicate, diversity-aware choice to a size
+(k-centre greedy, arXiv 1708.00489), overlap with an evaluation item (the referee, see contamination.py).
 Writes data/<id>/train.jsonl (TRL's prompt and completion columns) and rejected.jsonl, each row with its reason.
 """
 
@@ -20,7 +20,9 @@ LEAST_EXAMPLES = 384
 """Later gains are smaller; the referee cannot prove what fewer examples bring."""
 HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
 """What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
-RULED_OUT = ("semantic_duplicate", "evaluation_overlap")
+OVERLAPS = tuple(f"evaluation_{kind}" for kind in ("exact", "reordered", "template", "ngram", "paraphrase"))
+"""Reasons of the referee: what a training question is to an evaluation item."""
+RULED_OUT = ("semantic_duplicate", *OVERLAPS)
 """Reasons that stay true; a row rejected for another one may be chosen later."""
 SMALLEST_SIZE = 1024
 CALIBRATION_PAIRS = 32
@@ -94,9 +96,9 @@ def curate_data(
         "tools.select.curate_data:choose_examples", args, {"sources": sources, "frozen": frozen}
     )
     job_rows = chosen["rows"]
-    kept, overlapping = context.referee.remove_overlaps(job_rows["train"])
+    kept, overlapping, num_same_template = context.referee.remove_overlaps(job_rows["train"])
     rejected = job_rows["rejected"] + [
-        row | {"reason": "evaluation_overlap", "neighbour": None, "similarity": 1.0} for row in overlapping
+        row | {"reason": f"evaluation_{row['reason']}", "neighbour": None, "similarity": None} for row in overlapping
     ]
     if len(kept) < least_examples(store) // 2:
         # The rejections are kept, so that these rows no longer count as unused and more can be generated.
@@ -104,6 +106,7 @@ def curate_data(
         store.put("data", refused_id, {"kind": "refused"}, {"train.jsonl": [], "rejected.jsonl": rejected})
         raise ToolError(
             f"only {len(kept)} examples pass the filters (at least {least_examples(store) // 2}); generate more"
+            + _template_advice(overlapping, kept)
         )
     dataset_id = content_id({"kind": "train", "ids": sorted(row["id"] for row in kept)})
     reasons = [row["reason"] for row in rejected]
@@ -111,12 +114,24 @@ def curate_data(
         "kind": "train",
         "num_examples": len(kept),
         "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "num_same_template": num_same_template,
         "sources": sources,
         "semantic_threshold": chosen["threshold"],
         "example_ids": [row["id"] for row in kept],
     }
     store.put("data", dataset_id, manifest, {"train.jsonl": kept, "rejected.jsonl": rejected})
     return {"dataset": dataset_id, "num_examples": len(kept), "rejected": manifest["rejected"]}
+
+
+def _template_advice(overlapping: list[Json], kept: list[Json]) -> str:
+    """Return what a person should do whose file of variations was taken for a fixed benchmark; "" otherwise."""
+    num_renumbered = sum(row["reason"] == "template" for row in overlapping)
+    if num_renumbered <= len(kept):
+        return ""
+    return (
+        f" ({num_renumbered} were removed as evaluation items with other numbers; if the task's rows are variations "
+        "of a few templates, start a run with ?generated=true)"
+    )
 
 
 def choose_examples(job: Job, size: int, keep: str, choice: str, seed: int) -> Json:

@@ -3,6 +3,7 @@
 `load_task` takes one text:
   reasoning_gym:chain_sum?min_terms=2&max_terms=2     a generator of reasoning-gym with options of its configuration
   data/my.jsonl?scorer=numeric&tolerance=0.01         rows {"question", "answer"}, see jsonl_task.py; also jsonl:PATH
+  data/my.jsonl?scorer=numeric&generated=true         the rows are variations: training on other numbers is the task
   data/my.toml                                        items = "my.jsonl", scorer = "numeric", and the scorer's options
 """
 

@@ -24,11 +24,19 @@ class Item:
     """Short label by which diagnoses group items, for example "2 digits"; "all" when the task has none."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the scorer needs beside question and answer; plain JSON values."""
+    template: str | None = None
+    """Hash of the parameters that a template was filled with: items with the same one are one question in other words.
+    None: not from a template."""
 
     @property
     def id(self) -> str:
         """Content hash of the normalised question."""
         return content_id(normalise(self.question))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """By which it is the same question as another: its wording and the parameters of its template."""
+        return (self.id,) if self.template is None else (self.id, self.template)
 
     def to_json(self) -> dict[str, Any]:
         """Return the item as plain JSON values, with its id."""
@@ -37,7 +45,7 @@ class Item:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Item":
         """Rebuild an item from `to_json`."""
-        return cls(row["question"], row["answer"], row["difficulty"], row["metadata"])
+        return cls(row["question"], row["answer"], row["difficulty"], row["metadata"], row.get("template"))
 
 
 class SplitSizes(NamedTuple):
@@ -49,7 +57,7 @@ class SplitSizes(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The three evaluation splits, disjoint by item id."""
+    """The three evaluation splits, disjoint by wording and by template parameters (`Item.keys`)."""
 
     search: list[Item]
     gate: list[Item]
@@ -77,6 +85,9 @@ class Task(Protocol):
     """Canonical text of the task: the same task gives the same text."""
     scorer: dict[str, Any]
     """What the scorer process needs: {"name": ..., ...options}; plain JSON values."""
+    generated: bool
+    """Whether its questions are variations that a generator makes, of which one more with other numbers is the task
+    itself; in a fixed benchmark such a one is a copy, and no training item may be one."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -93,6 +104,17 @@ class Task(Protocol):
 
         The stream may hold items that are in a split; the caller drops and counts them.
         """
+
+
+def distinct_questions(items: Iterable[Item], taken: Iterable[Item] = ()) -> list[Item]:
+    """Return the items that share no key with an earlier one or with one of `taken`, in order."""
+    seen = {key for item in taken for key in item.keys}
+    chosen = []
+    for item in items:
+        if seen.isdisjoint(item.keys):
+            chosen.append(item)
+            seen.update(item.keys)
+    return chosen
 
 
 def spread_by_difficulty(items: Iterable[Item], count: int) -> list[Item]:

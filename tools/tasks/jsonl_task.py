@@ -1,7 +1,9 @@
 """Tasks from the user's own rows: a JSONL file of {"question", "answer"} with a scorer, or a TOML file that names both.
 
-A row may also have "difficulty" (a label), "seed" (true: a worked example for prompts, in no split) and any other
-field, which is handed to the scorer in the item's metadata.
+A row may also have "difficulty" (a label), "seed" (true: a worked example for prompts, in no split), "parameters" (what
+a template was filled with: rows with equal ones are one question in other words) and any other field; the scorer gets
+all but the first two in the item's metadata. With `generated=true` the rows are variations of a few templates, so that
+one with other numbers is the task itself (see `tools.tasks.base.Task.generated`).
 """
 
 import hashlib
@@ -13,13 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.tasks.base import Item, Splits, SplitSizes, answer_token_limit, normalise, spread_by_difficulty
+from memory.records import content_id
+from tools.tasks.base import (
+    Item,
+    Splits,
+    SplitSizes,
+    answer_token_limit,
+    distinct_questions,
+    normalise,
+    spread_by_difficulty,
+)
+from tools.tasks.judge import refuse_where_verifiable
 from tools.tasks.options import check_name, join_spec
 from tools.tasks.scorers import SCORER_OPTIONS, make_spec
 
 MOST_SEED_EXAMPLES = 6
 _MOST_LINES_SHOWN = 5
 _OWN_FIELDS = ("question", "answer", "difficulty", "seed")
+_TASK_OPTIONS = ("scorer", "max_new_tokens", "generated")
 
 
 @dataclass
@@ -35,6 +48,7 @@ class JsonlTask:
     num_repeats: int
     """Rows left out because an earlier row has the same question and answer."""
     path: Path
+    generated: bool
 
     def seed_examples(self) -> list[Item]:
         """Return the rows marked "seed": true; without any, up to 6 (at most a tenth of the file)."""
@@ -43,14 +57,14 @@ class JsonlTask:
     def splits(self, sizes: SplitSizes, seed: int) -> Splits:
         """Cut the splits from the items in the order of a hash of seed and content; file order does not matter."""
         held_out = sum(sizes)
-        if len(self.items) < 2 * held_out:
+        items = distinct_questions(_ordered(self.items, seed), self.examples)
+        if len(items) < 2 * held_out:
             raise ValueError(
-                f"{self.path} has {len(self.items)} distinct items beside its {len(self.examples)} seed examples, and"
+                f"{self.path} has {len(items)} distinct items beside its {len(self.examples)} seed examples, and"
                 f" {2 * held_out} are needed: {held_out} for search {sizes.search} + gate {sizes.gate} + final"
                 f" {sizes.final}, and at least as many to train on; add rows or lower --search-items, --gate-items or"
                 " --final-items"
             )
-        items = _ordered(self.items, seed)
         cut = sizes.search + sizes.gate
         return Splits(items[: sizes.search], items[sizes.search : cut], items[cut:held_out])
 
@@ -77,17 +91,17 @@ class _BadRow(ValueError):
 def load_jsonl_task(path: Path, options: dict[str, Any], base: Path | None = None) -> JsonlTask:
     """Read a JSONL file and its scorer. A file in "python:FILE.py" is relative to `base`, None = the current folder."""
     where = f"task {path}"
-    valid = {"scorer", "max_new_tokens"}.union(*SCORER_OPTIONS.values())
+    valid = set(_TASK_OPTIONS).union(*SCORER_OPTIONS.values())
     for name in options:
         check_name(name, valid, f"option of {where}")
     if "scorer" not in options:
-        names = ", ".join(SCORER_OPTIONS)
-        raise ValueError(f"{where} names no scorer; append ?scorer=NAME, one of {names} or python:FILE.py")
-    scorer_options = {key: value for key, value in options.items() if key not in ("scorer", "max_new_tokens")}
+        raise ValueError(f"{where} names no scorer; append ?scorer=NAME, one of {', '.join(SCORER_OPTIONS)}")
+    scorer_options = {key: value for key, value in options.items() if key not in _TASK_OPTIONS}
     scorer = make_spec(str(options["scorer"]), scorer_options, base or Path.cwd())
     if scorer["name"] == "python":  # the canonical spec is read again from any folder
         options = options | {"scorer": f"python:{scorer['file']}"}
     rows = list(_read_rows(path))
+    refuse_where_verifiable(scorer, [row.item for row in rows])
     distinct = _drop_repeats(path, rows)
     items = [row.item for row in distinct if not row.seed]
     examples = [row.item for row in distinct if row.seed]
@@ -107,6 +121,7 @@ def load_jsonl_task(path: Path, options: dict[str, Any], base: Path | None = Non
         examples=examples,
         num_repeats=len(rows) - len(distinct),
         path=path,
+        generated=_flag(where, options, "generated"),
     )
 
 
@@ -133,6 +148,13 @@ def _token_limit(where: str, options: dict[str, Any], items: list[Item]) -> int:
     if not str(given).isascii() or not str(given).isdigit() or int(given) < 1:
         raise ValueError(f"{where}: max_new_tokens={given!r} is not a whole number above 0")
     return int(given)
+
+
+def _flag(where: str, options: dict[str, Any], name: str) -> bool:
+    text = _text(options.get(name, False))
+    if text not in ("true", "false"):
+        raise ValueError(f"{where}: {name}={text!r} is neither true nor false")
+    return text == "true"
 
 
 def _ordered(items: list[Item], seed: int) -> list[Item]:
@@ -183,7 +205,8 @@ def _read_row(line: int, raw: bytes) -> _Row:
     if not isinstance(seed, bool):
         raise _BadRow(f'"seed" must be true or false, not {seed!r}')
     metadata = {key: value for key, value in row.items() if key not in _OWN_FIELDS}
-    return _Row(line, Item(question, answer, difficulty, metadata), seed)
+    template = content_id(["parameters", metadata["parameters"]]) if "parameters" in metadata else None
+    return _Row(line, Item(question, answer, difficulty, metadata, template), seed)
 
 
 def _refuse_constant(name: str) -> None:

@@ -34,6 +34,14 @@ def join_spec(name: str, options: dict[str, str]) -> str:
     return f"{name}?{query}" if query else name
 
 
+def read_switch(name: str, value: object) -> bool:
+    """Read an option that is true or false; text will do. Raises ValueError for anything else."""
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{name}={value!r} is neither true nor false")
+    return text == "true"
+
+
 def check_name(name: str, valid: Iterable[str], what: str) -> None:
     """Raise ValueError unless `name` is one of `valid`; the text names the nearest one and then all of them."""
     valid = sorted(valid)

@@ -13,14 +13,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
 from types import NoneType
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
-from memory.records import canonical_json
+from memory.records import canonical_json, content_id
+from memory.vectors import carriers
 from tools.tasks.base import Item, Splits, SplitSizes, answer_token_limit, spread_by_difficulty
 from tools.tasks.options import check_name, join_spec
 
@@ -32,12 +33,16 @@ DRAWS_PER_ITEM = 20
 HASH_ORDERED = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 """Datasets (of reasoning-gym 0.1.25) that iterate over sets: their items change with Python's hash seed."""
 _SET_BY_US = ("seed", "size")
+_ORIGIN = ("source_dataset", "source_index", "source_idx")
+"""Metadata that differs between two items that are the same question."""
 _MOST_SINGLE_LEVELS = 12
 _NUM_BINS = 4
 
 
 class ReasoningGymTask:
     """One reasoning-gym dataset as a task (see `tools.tasks.base.Task`)."""
+
+    generated = True
 
     def __init__(self, dataset: str, options: dict[str, str]) -> None:
         """Check the name and the options by the dataset's own configuration and generate one item."""
@@ -56,7 +61,7 @@ class ReasoningGymTask:
         self.scorer: dict[str, Any] = {"name": "reasoning_gym", "dataset": dataset, "config": self.config}
         self._chunks: dict[tuple[str, int, int], Any] = {}
         try:
-            self._draw("examples", 0, 0)
+            self._draw_plain("examples", 0, 0)
         except (AssertionError, TypeError, LookupError) as error:
             raise ValueError(f"{self.spec} cannot generate an item with these options: {error!r}") from error
 
@@ -67,16 +72,40 @@ class ReasoningGymTask:
 
     @cached_property
     def _sample(self) -> list[Item]:
-        items = (self._draw("examples", 0, index) for index in range(SAMPLE_SIZE))
+        items = (self._draw_plain("examples", 0, index) for index in range(SAMPLE_SIZE))
         return list({item.id: item for item in items}.values())
 
     @cached_property
-    def _examples(self) -> dict[str, Item]:
-        return {item.id: item for item in spread_by_difficulty(self._sample, NUM_SEED_EXAMPLES)}
+    def _examples(self) -> list[Item]:
+        return spread_by_difficulty(map(self._with_template, self._sample), NUM_SEED_EXAMPLES)
+
+    @cached_property
+    def _example_keys(self) -> set[str]:
+        return {key for item in self._examples for key in item.keys}
+
+    @cached_property
+    def _wording_counts(self) -> bool:
+        """Whether equal metadata and answers stand for different questions, told by their numbers and names."""
+        carried: dict[str, set[tuple[str, ...]]] = {}
+        for item in self._sample:
+            carried.setdefault(content_id(_parameters(item)), set()).add(carriers(item.question))
+        return any(len(different) > 1 for different in carried.values())
+
+    def _with_template(self, item: Item) -> Item:
+        """Return the item with the hash of what the generator filled its template with; as it is when that is unknown.
+
+        That is its metadata and answer, and in datasets whose metadata is no more than a size also the numbers,
+        operators and names of the question.
+        """
+        metadata, answer = _parameters(item)
+        if not metadata:
+            return item
+        wording = carriers(item.question) if self._wording_counts else ()
+        return replace(item, template=content_id([self.dataset, metadata, answer, wording]))
 
     def seed_examples(self) -> list[Item]:
         """Return up to 6 distinct items over the range of difficulty; the same for every run."""
-        return list(self._examples.values())
+        return list(self._examples)
 
     def splits(self, sizes: SplitSizes, seed: int) -> Splits:
         """Draw distinct items in generator order: the first are final, the next gate, the last search.
@@ -86,23 +115,24 @@ class ReasoningGymTask:
         items to the training stream, lest evaluation holds all items of a kind and nothing of it can be learned.
         """
         needed = sum(sizes)
-        pool: dict[str, Item] = {}
+        pool: list[Item] = []
+        seen = set(self._example_keys)
         num_draws = 0
         while len(pool) < needed and num_draws < DRAWS_PER_ITEM * needed:
             item = self._draw("evaluation", seed, num_draws)
             num_draws += 1
-            for_training = len(pool) >= sizes.final and int(item.id[-1], 16) % 2 == 1
-            if item.id not in self._examples and not for_training:
-                pool.setdefault(item.id, item)
+            for_training = len(pool) >= sizes.final and int(item.keys[-1][-1], 16) % 2 == 1
+            if seen.isdisjoint(item.keys) and not for_training:
+                pool.append(item)
+                seen.update(item.keys)
         if len(pool) < needed:
             raise ValueError(
                 f"{self.spec} gave only {len(pool)} distinct items for evaluation in {num_draws} draws, and {needed}"
                 f" are needed for search {sizes.search} + gate {sizes.gate} + final {sizes.final}: widen the task's"
                 " options or lower --search-items, --gate-items or --final-items"
             )
-        items = list(pool.values())
         cut = sizes.final + sizes.gate
-        return Splits(search=items[cut:], gate=items[sizes.final : cut], final=items[: sizes.final])
+        return Splits(search=pool[cut:], gate=pool[sizes.final : cut], final=pool[: sizes.final])
 
     def stream(self, start: int, count: int, seed: int) -> list[Item]:
         """Return items start..start+count of the endless stream of this seed; only these are generated."""
@@ -111,13 +141,16 @@ class ReasoningGymTask:
     def _stream_item(self, index: int, seed: int) -> Item:
         for attempt in range(DRAWS_PER_ITEM):
             item = self._draw("stream" if attempt == 0 else f"stream again {attempt}", seed, index)
-            if item.id not in self._examples:
+            if self._example_keys.isdisjoint(item.keys):
                 return item
         raise ValueError(
             f"{self.spec} makes hardly anything but its {len(self._examples)} seed examples; widen the task's options"
         )
 
     def _draw(self, purpose: str, seed: int, index: int) -> Item:
+        return self._with_template(self._draw_plain(purpose, seed, index))
+
+    def _draw_plain(self, purpose: str, seed: int, index: int) -> Item:
         number, offset = divmod(index, CHUNK_SIZE)
         chunk_seed = _derived_seed(purpose, seed, number)
         key = (purpose, seed, number)
@@ -128,6 +161,11 @@ class ReasoningGymTask:
         with _global_random(chunk_seed + offset):
             entry = self._chunks[key][offset]
         return _item(self.dataset, entry)
+
+
+def _parameters(item: Item) -> tuple[dict[str, Any], str]:
+    """Return an item's metadata without what says where it comes from, and its answer."""
+    return {name: value for name, value in item.metadata.items() if name not in _ORIGIN}, item.answer
 
 
 def dataset_names() -> list[str]:

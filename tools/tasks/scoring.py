@@ -1,4 +1,8 @@
-"""Run a scorer in a bounded child process, so that a hang, a crash or a leak costs one verdict and not the run."""
+"""Run a scorer in a bounded child process, so that a hang, a crash or a leak costs one verdict and not the run.
+
+The child is shut off from files and network (see sandbox.py). The time limit of an item begins when its scoring does,
+so waiting for a start or for other items counts against none.
+"""
 
 import json
 import os
@@ -70,6 +74,10 @@ class ScorerProcess:
         while len(verdicts) < len(pairs):
             verdicts += self._score_batch(pairs[len(verdicts) : len(verdicts) + BATCH_SIZE])
         return verdicts
+
+    def note(self, pairs: list[tuple[Item, str]], verdicts: list[Verdict]) -> str | None:
+        """Return what must stand beside a score of these verdicts: nothing, for they can be verified."""
+        return None
 
     def _score_batch(self, pairs: list[tuple[Item, str]]) -> list[Verdict]:
         """Return one verdict or more: up to the first item that cost the child its life."""

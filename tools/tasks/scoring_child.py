@@ -3,7 +3,9 @@
 The first line is {"scorer", "memory_bytes", "time_limit_s"} and is answered by ["ready"]. Each further line is a list
 of [item, answer] pairs and is answered by one line [score, kind, error message or null] per pair, in order.
 
-The limits keep a faulty scorer from harming the run. They are no sandbox: code that means harm gets around them.
+The scorer can read python, its packages and its own file, and write, reach and start nothing outside of that: neither
+the sealed items of a run nor the network. Time, memory, files and sockets are limited as well where the machine has no
+sandbox; that stops faults, not malice, so scorers that run untrusted code are then refused unless they are allowed to.
 """
 
 import json
@@ -13,12 +15,16 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from tools.tasks.base import Item, Verdict
-from tools.tasks.scorers import Scorer, make_scorer
+from tools.tasks.sandbox import UNSANDBOXED_CURE, SandboxError, python_paths, restrict, unsupported
+from tools.tasks.scorers import UNTRUSTED, make_scorer
+from tools.tasks.verdicts import Scorer
 
 MOST_OPEN_FILES = 64
+_REPO = Path(__file__).resolve().parents[2]
 _GRACE_S = 5.0
 """How much later than the parent's limit the child ends itself, for the case that the parent was killed."""
 
@@ -35,6 +41,7 @@ def main() -> None:
     requests, replies = _take_over_pipes()
     setup = json.loads(requests.readline())
     _limit(setup["memory_bytes"])
+    _shut_off(setup["scorer"])
     scorer = make_scorer(setup["scorer"])
     _reply(replies, ["ready"])
     for line in requests:
@@ -67,6 +74,17 @@ def _limit(memory_bytes: int) -> None:
         with suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
             resource.setrlimit(kind, (amount, amount))
     socket.socket = _NoSocket  # type: ignore[assignment, misc]
+
+
+def _shut_off(scorer: dict[str, Any]) -> None:
+    """Leave this process nothing but what the scorer needs."""
+    problem = unsupported()
+    if not problem:
+        own = [_REPO / name for name in ("tools", "memory", "prompts")]
+        file = [Path(scorer["file"])] if "file" in scorer else []
+        restrict(read=[*python_paths(), *own, *file], write=[], network=False)
+    elif scorer["name"] in UNTRUSTED and not scorer.get("unsandboxed"):
+        raise SandboxError(f"{problem}; {UNSANDBOXED_CURE}")
 
 
 def _judge(scorer: Scorer, item: Item, answer: str) -> list[Any]:

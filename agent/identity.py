@@ -1,0 +1,137 @@
+"""What a score depends on, hashed when a run starts and checked at each evaluation: a mismatch refuses the score.
+
+The hashes stand in run.json under identity.hashes; those of trained models in referee/models.json from the moment of
+their first measurement.
+"""
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from memory.records import content_id, file_sha256, read_json, write_json
+from memory.store import BASE, RunStore
+from tools.contract import Json
+from tools.engines.models import PROMPT_FILES, WEIGHT_FILES, fingerprint
+from tools.jobs.client import REPOSITORY
+from tools.tasks.base import Task
+from tools.tasks.training_view import source_files
+
+SPLITS = ("search", "gate", "final")
+_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "safetensors", "numpy", "llguidance",
+    "reasoning-gym",
+)  # fmt: skip
+_SCORER_CODE = ("tools/tasks/*.py",)
+_ENGINE_CODE = (
+    "tools/engines/*.py",
+    "tools/evaluate/*.py",
+    "tools/evaluate/probe_suite.jsonl",
+    "tools/select/contamination.py",
+    "tools/select/wording.py",
+    "agent/referee.py",
+    "agent/guards.py",
+    "agent/statistics.py",
+)
+_CURES = {
+    "task": "put the task and its file back as they were",
+    "items": "put the file back from a copy",
+    "scorer code": "put the scorer's code back",
+    "prompt template": "put the model's tokenizer files, the system prompt and the seed examples back",
+    "base weights": "put the base model's files back",
+    "engine code": "go on with the version of this program that the run began with",
+    "libraries": "install the versions that the run began with",
+}
+
+
+class IdentityError(RuntimeError):
+    """What a score depends on has changed since the run began; the score is refused."""
+
+
+def take_hashes(run_dir: Path, task: Task, model_dir: Path, system_prompt: str) -> Json:
+    """Return part -> hash (libraries: name -> version) of all that a score depends on. The splits must be sealed."""
+    examples = [(item.question, item.answer) for item in task.seed_examples()]
+    scorer = task.scorer.get("file")
+    return {
+        "task": content_id([task.spec, task.scorer, task.max_new_tokens, [_hash(path) for path in source_files(task)]]),
+        **{f"{split} items": _hash(run_dir / "referee" / f"{split}.jsonl") for split in SPLITS},
+        "scorer code": content_id([_code(_SCORER_CODE), None if scorer is None else _hash(Path(scorer))]),
+        "prompt template": content_id([fingerprint(model_dir, PROMPT_FILES), system_prompt, examples]),
+        "base weights": fingerprint(model_dir, WEIGHT_FILES),
+        "engine code": content_id(_code(_ENGINE_CODE)),
+        "libraries": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def check_identity(run_dir: Path, task: Task) -> None:
+    """Compare everything with what the run began with. Raises IdentityError that names what changed and the cure."""
+    record, settings = read_json(run_dir / "run.json"), read_json(run_dir / "worker.json")
+    began = record["identity"].get("hashes")
+    if began is None:
+        raise IdentityError("this run was begun by a version that recorded no hashes; start a new run")
+    now = take_hashes(run_dir, task, Path(settings["model_dir"]), record["config"]["system_prompt"])
+    for part, value in now.items():
+        if value != began.get(part):
+            cure = _CURES["items" if part.endswith("items") else part]
+            raise IdentityError(
+                f"the score is refused: {part} changed since the run began ({_difference(began.get(part), value)}); "
+                f"{cure} and resume, or start a new run"
+            )
+
+
+def check_model(store: RunStore, model_id: str) -> None:
+    """Check a trained model's files against its first measurement, and that it asks as the base model does.
+
+    Raises IdentityError: champion and candidate must differ in their weights alone.
+    """
+    folder = store.model_dir(model_id)
+    if model_id == BASE or folder is None:
+        return
+    base = Path(read_json(store.run_dir / "worker.json")["model_dir"])
+    own = chat_template(folder)
+    if own is not None and own != chat_template(base):
+        raise IdentityError(
+            f"the score is refused: model {model_id} has another prompt template than the base model, so its score "
+            "would not compare with the champion's; train it with the base model's template"
+        )
+    path = store.run_dir / "referee" / "models.json"
+    known: dict[str, str] = read_json(path) if path.exists() else {}
+    found = fingerprint(folder, WEIGHT_FILES)
+    if known.setdefault(model_id, found) != found:
+        raise IdentityError(
+            f"the score is refused: the weights of model {model_id} changed since it was first measured "
+            f"({_difference(known[model_id], found)}); put them back and resume, or start a new run"
+        )
+    write_json(path, known)
+
+
+def chat_template(folder: Path) -> str | None:
+    """Return the chat template in a model's folder, None when it has none of its own."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "tokenizer_config.json").exists():
+        template = read_json(folder / "tokenizer_config.json").get("chat_template")
+        return template if template is None or isinstance(template, str) else json.dumps(template)
+    return None
+
+
+def _difference(began: object, now: object) -> str:
+    if isinstance(began, dict) and isinstance(now, dict):
+        return ", ".join(f"{name} {began.get(name)} -> {now[name]}" for name in now if began.get(name) != now[name])
+    return f"{str(began)[:12]} -> {str(now)[:12]}"
+
+
+def _hash(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def _code(patterns: tuple[str, ...]) -> dict[str, str]:
+    paths = sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern))
+    return {path.relative_to(REPOSITORY).as_posix(): file_sha256(path) for path in paths}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,321 @@
+"""One HTML page about a run: what came out, how it got there, every verdict, cost, dataset and decision.
+
+Writes <run>/report.html, or the file of --out. Reads files only, so it works on a finished, a live and a killed run.
+Here the files become plain values; report.html.jinja says how they look. The page needs nothing but itself, and what
+a model wrote is escaped in it.
+"""
+
+import json
+from argparse import Namespace
+from collections import Counter, defaultdict
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from agent import trace_view, views
+from agent.commands import Outcome, printable
+from agent.metering import WORK
+from agent.sealing import looks_of, looks_text
+from agent.statistics import ALPHA
+from agent.trace import Event, read_events
+from memory.records import read_json, write_text
+from memory.store import BASE, RunStore
+from tools.contract import Json
+
+TEMPLATE = "report.html.jinja"
+ARMS = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "champion": "champion"}
+UNITS = (("hours", 3600, 3), ("minutes", 60, 3), ("seconds", 1, 0))
+"""Names of time units, their seconds, and of how many of them a run must last to be drawn in them."""
+TICKS = 5
+PICTURE = {"width": 600, "height": 340, "left": 58, "right": 22, "top": 44, "bottom": 56}
+"""Size and margins of the learning curve, in units of its own; a screen scales it."""
+DODGE = 14
+"""How far right of the base's score its few-shot score stands: both were measured at the same time."""
+
+
+def report(args: Namespace) -> Outcome:
+    """Write the page about a run and say where it is."""
+    run_dir = views.find_run(Path(args.runs_dir), args.run)
+    path = Path(args.out) if args.out else run_dir / "report.html"
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; give the name of a file in it")
+    write_text(path, page(run_dir))
+    return Outcome([f"wrote {path.resolve()}"], {"run": run_dir.name, "path": str(path.resolve())})
+
+
+def page(run_dir: Path) -> str:
+    """Return the page as HTML. Raises ValueError for a folder that is no run or is damaged."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # 50 ms that the other commands need not wait
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = views.score_text
+    environment.filters["thousands"] = lambda number: None if number is None else f"{number:,}"
+    environment.filters["short"] = lambda number: f"{number:.2g}" if isinstance(number, float) else number
+    return environment.get_template(TEMPLATE).render(page_values(run_dir))
+
+
+def _shown(value: Any) -> Any:
+    if type(value) is str:  # not Markup, which is the template's own
+        return printable(value)
+    return "–" if value is None else value  # noqa: RUF001 - a dash is what a table shows for nothing
+
+
+def page_values(run_dir: Path) -> Json:
+    """Return everything the page shows, as plain values; None where something does not exist (yet)."""
+    status, store, events = views.run_status(run_dir), RunStore(run_dir), list(read_events(run_dir))
+    final_path = run_dir / "referee" / "final.json"  # written when the split is opened, before the run has ended
+    final = read_json(final_path) if final_path.exists() else status["final"]
+    candidates = _candidates(run_dir, store)
+    kinds = Counter(event["kind"] for event in events)
+    return {
+        "status": status,
+        "budget": views.budget_text(status["config"]),
+        "identity": (store.score(BASE) or {}).get("identity", {}),
+        "as_of": events[-1]["ts"] if events else status["created"],
+        "num_resumed": kinds["run_resumed"],
+        "arms": ARMS,
+        "final": final,
+        "alpha": ALPHA,
+        "candidates": candidates,
+        "looks": looks_text(looks_of(views.open_run(run_dir))),
+        "curve": _curve(store, events, candidates, final),
+        "costs": _costs(run_dir, status),
+        "training_sets": _training_sets(store),
+        "sample_sets": [dataset for dataset in store.all("data") if dataset["kind"] == "samples"],
+        "diagnoses": [_final_diagnosis(final), _search_diagnosis(store, status["champion"])],
+        "scorer_errors": (views.read_report(run_dir) or {}).get("scorer_errors", 0),
+        "decided_by": views.count_text(status["decided_by"]),
+        "decisions": _decisions(events),
+    }
+
+
+def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
+    """Return every trained model, oldest first, with its verdict."""
+    details = views.verdict_details(run_dir)
+    verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
+    rows = []
+    for number, model in enumerate(store.all("models"), 1):
+        verdict, detail = verdicts.get(model["id"]), details.get(model["id"])
+        accepted = None if verdict is None else verdict["accepted"]
+        champion = None if verdict is None else verdict["champion"]
+        rows.append(
+            {
+                "number": number,
+                "id": model["id"],
+                "accepted": accepted,
+                "verdict": "not judged" if accepted is None else "accepted" if accepted else "rejected",
+                "detail": detail,
+                "failed_guards": [guard["name"] for guard in (detail or {}).get("guards", []) if not guard["ok"]],
+                "guards": (detail or {}).get("guards", []),
+                "champion": champion,
+                "before": store.score(champion) if champion else None,
+                "after": store.score(model["id"]),
+                "model": model,
+            }
+        )
+    return rows
+
+
+def _curve(store: RunStore, events: list[Event], candidates: list[Json], final: Json | None) -> Json | None:
+    """Return the scores over time with their places in the picture, or None while nothing was measured.
+
+    A model without an event of its verdict (killed in between) stands at the time of the last event.
+    """
+    latest_s = max((event["spent_s"] for event in events), default=0.0)
+    begun_s = next((event["spent_s"] for event in events if event["kind"] == "observed"), latest_s)
+    judged_s = {event["candidate"]: event["spent_s"] for event in reversed(events) if event["kind"] == "judged"}
+    points: list[Json] = []
+    for record in store.all("evals"):
+        if record["split"] == "search" and record["model"] == BASE:
+            point: Json = {"kind": "few-shot" if record["shots"] else "base", "name": _base_arm(record)}
+            points.append(point | {"label": "", "at_s": begun_s, "record": record})
+    for candidate in candidates:
+        if candidate["after"] is not None:
+            number, at_s = candidate["number"], judged_s.get(candidate["id"], latest_s)
+            point = {"kind": candidate["verdict"], "name": f"candidate {number}, {candidate['verdict']}"}
+            points.append(point | {"label": str(number), "at_s": at_s, "record": candidate["after"]})
+    if final is not None:
+        point = {"kind": "final", "name": "champion, final split", "label": "", "at_s": latest_s}
+        points.append(point | {"record": final["champion"] | {"n": final["n"]}})
+    return _placed(points, latest_s) if points else None
+
+
+def _base_arm(record: Json) -> str:
+    return ARMS["base_few_shot" if record["shots"] else "base_zero_shot"]
+
+
+def _placed(points: list[Json], latest_s: float) -> Json:
+    """Return the picture: axes with ticks, and the points with x, y and the ends of their intervals."""
+    unit, unit_s = next((name, seconds) for name, seconds, least in UNITS if latest_s >= least * seconds)
+    times = _ticks(latest_s / unit_s or 1.0)
+    shares = _ticks(100 * max(point["record"]["ci95"][1] for point in points))
+    left, bottom = PICTURE["left"], PICTURE["height"] - PICTURE["bottom"]
+    width, height = PICTURE["width"] - PICTURE["right"] - left, bottom - PICTURE["top"]
+
+    def x(at_s: float) -> float:
+        return round(left + width * at_s / unit_s / times[-1], 1)
+
+    def y(share: float) -> float:
+        return round(bottom - height * 100 * share / shares[-1], 1)
+
+    for point in points:
+        low, high = point["record"]["ci95"]
+        point |= {"x": x(point["at_s"]), "y": y(point["record"]["score"]), "y_low": y(low), "y_high": y(high)}
+        point["x"] += DODGE if point["kind"] == "few-shot" else 0
+        point["at"] = f"{point['at_s'] / unit_s:.1f} {unit}"
+    return PICTURE | {
+        "unit": unit,
+        "times": [(x(tick * unit_s), f"{tick:g}") for tick in times],
+        "shares": [(y(tick / 100), f"{tick:g} %") for tick in shares],
+        "points": points,
+        "champions": [(point["x"], point["y"]) for point in points if point["kind"] in ("base", "accepted")],
+    }
+
+
+def _ticks(most: float) -> list[float]:
+    """Return round numbers from 0 to the first that is not below most."""
+    steps = (factor * 10.0**power for power in range(-3, 12) for factor in (1, 2, 5))
+    step = next(step for step in steps if step * TICKS >= most)
+    return [step * number for number in range(max(1, ceil(most / step)) + 1)]
+
+
+def _costs(run_dir: Path, status: Json) -> Json:
+    """Return time and tokens by kind of work: as in report.json, or of the finished jobs while there is none."""
+    work: dict[str, Json] = defaultdict(lambda: {"jobs": 0, "tokens": 0, "wall_s": 0.0})
+    for path in sorted((run_dir / "jobs").glob("*/result.json")):
+        row = work[WORK.get(read_json(path.with_name("spec.json"))["function"], "other tools")]
+        usage = read_json(path)["usage"]
+        row |= {"jobs": row["jobs"] + 1} | {name: row[name] + usage[name] for name in ("tokens", "wall_s")}
+    report = views.read_report(run_dir) if status["state"] not in ("running", "killed") else None
+    wall_s, time_s = status["spent_s"], {name: row["wall_s"] for name, row in work.items()}
+    time_s["everything else, unfinished jobs too"] = max(0.0, wall_s - sum(time_s.values()))
+    so_far = {
+        "wall_s": wall_s,
+        "tokens": sum(row["tokens"] for row in work.values()),
+        "overhead_share": None,
+        "time_s": time_s,
+        "peak_rss_gib": None,
+    }
+    costs = so_far | {name: value for name, value in (report or {}).items() if name in so_far}
+    total_s = sum(costs["time_s"].values()) or 1.0
+    rows = [
+        {"name": name, "seconds": seconds, "percent": 100 * seconds / total_s}
+        | {key: work[name][key] if name in work else None for key in ("jobs", "tokens")}
+        for name, seconds in sorted(costs["time_s"].items(), key=lambda pair: -pair[1])
+    ]
+    return costs | {"rows": rows, "from_report": "time_s" in (report or {})}
+
+
+def _training_sets(store: RunStore) -> list[Json]:
+    """Return the frozen datasets, and those that were refused for being too small, oldest first."""
+    verdicts, quarantined = store.verdicts(), store.quarantined()
+    accepted = {name for verdict in verdicts if verdict["accepted"] for name in store.trained_on(verdict["model"])}
+    rows = []
+    for dataset in store.all("data"):
+        if dataset["kind"] == "samples":
+            continue
+        name = dataset["id"]
+        state = "quarantined" if name in quarantined else "in use" if name in accepted else "waits for a verdict"
+        rejected = Counter(row.get("reason", "unknown") for row in store.rows("data", name, "rejected.jsonl"))
+        sources = Counter(row.get("generation", "unknown") for row in store.rows("data", name, "train.jsonl"))
+        rows.append(
+            {
+                "id": name,
+                "num_examples": dataset.get("num_examples", 0),
+                "rejected": rejected.most_common(),
+                "sources": sources.most_common(),
+                "state": "refused: too few examples" if dataset["kind"] == "refused" else state,
+                "settings": {key: dataset[key] for key in ("size", "keep", "choice") if key in dataset},
+            }
+        )
+    return rows
+
+
+def _final_diagnosis(final: Json | None) -> Json:
+    arms = {name: final[key].get("diagnosis") for key, name in ARMS.items()} if final else {}
+    if final and arms["champion"] is None and "champion_by_difficulty" in final:  # all that runs once recorded
+        arms["champion"] = {"by_difficulty": final["champion_by_difficulty"], "errors": None}
+    return _diagnosis("final split", arms, final["n"] if final else 0)
+
+
+def _search_diagnosis(store: RunStore, champion: str) -> Json:
+    records = [record for record in store.all("evals") if record["split"] == "search"]
+    found = {_base_arm(row): row for row in records if row["model"] == BASE}
+    if champion != BASE and (record := store.score(champion)) is not None:
+        found[ARMS["champion"]] = record
+    arms = {name: row.get("diagnosis") for name, row in found.items()}
+    return _diagnosis("search split", arms, max((row["n"] for row in records), default=0))
+
+
+def _diagnosis(split: str, arms: dict[str, Json | None], num_items: int) -> Json:
+    """Return two tables, a column an arm: scores by difficulty, and how many answers failed in which way."""
+    known = {name: diagnosis for name, diagnosis in arms.items() if diagnosis is not None}
+    groups = {name: {row["difficulty"]: row for row in diagnosis["by_difficulty"]} for name, diagnosis in known.items()}
+    errors = {name: diagnosis["errors"] for name, diagnosis in known.items() if diagnosis["errors"] is not None}
+    difficulties = sorted({difficulty for group in groups.values() for difficulty in group})
+    kinds = sorted({kind for counts in errors.values() for kind in counts})
+    return {
+        "split": split,
+        "n": num_items,
+        "missing": [name for name in arms if name not in known],
+        "score_arms": list(groups),
+        "scores": [(label, [group.get(label) for group in groups.values()]) for label in difficulties],
+        "error_arms": list(errors),
+        "errors": [(kind, [counts.get(kind, 0) for counts in errors.values()]) for kind in kinds],
+    }
+
+
+def _decisions(events: list[Event]) -> list[Json]:
+    """Return the decisions in order, each with what came of it; one repeated after a kill stands there twice."""
+    decisions: list[Json] = []
+    seen: Event | None = None
+    for event in events:
+        match event["kind"]:
+            case "observed":
+                seen = event
+            case "decided":
+                decisions.append(_decision(event, seen))
+            case "tool_finished" if decisions:
+                result = {"result": trace_view.result_text(event["result"]), "refused": None}
+                decisions[-1] |= result | {"cost": trace_view.cost_text(event["usage"])}
+            case "tool_failed" if decisions:
+                decisions[-1] |= {"refused": event["error"], "cost": trace_view.cost_text(event["usage"])}
+            case "judged" if decisions:
+                decisions[-1]["verdict"] = views.verdict_text(event)
+    return decisions
+
+
+def _decision(event: Event, seen: Event | None) -> Json:
+    return {
+        "step": event["step"],
+        "at_s": event["spent_s"],
+        "by": event["decided_by"],
+        "logprob": event["logprob"],
+        "call": trace_view.call_text(event["action"]),
+        "alternatives": event["alternatives"],
+        "problems": event.get("problems", []),
+        "reasoning": event["reasoning"].strip(),
+        "planner_tokens": event["usage"].get("tokens"),
+        "situation": _situation_words(seen["situation"]) if seen else None,
+        "menu": seen["menu"] if seen else None,
+        "result": None,
+        "refused": None,
+        "verdict": None,
+        "cost": None,
+    }
+
+
+def _situation_words(situation: Json) -> str:
+    from agent.situation import situation_text  # with it come all planners
+
+    try:
+        return situation_text(situation)
+    except KeyError:  # recorded by a version whose situation held other values
+        return json.dumps(situation, indent=1, ensure_ascii=False)

@@ -1,0 +1,59 @@
+"""What keeps evaluation items from tools and models beside the referee's own folder.
+
+- With --fresh-evaluation the items of a generator are drawn with a secret seed, told when the run ends. Otherwise who
+  knows the task and the seed can draw them again; training on them is refused all the same (see the referee).
+- The places that the tool host and the worker are locked out of, whatever else they may read.
+- The count of looks: how often a model's answers to gate and final items were scored, in run.json.
+"""
+
+import secrets
+from pathlib import Path
+
+from agent.config import RunConfig
+from memory.records import read_json, write_json
+from tools.contract import Json
+from tools.jobs import landlock
+from tools.jobs.client import REPOSITORY
+from tools.tasks.base import Task
+from tools.tasks.training_view import source_files
+
+PROCESS_ONLY = (
+    "isolation: this system has no Landlock (Linux 5.13 or later, enabled), so tools run in their own process but only "
+    "file permissions keep them from the referee's items; use tools that you trust"
+)
+
+
+def isolation() -> str:
+    """Return what keeps tools from the referee's files here: "landlock" or "process only"."""
+    return "landlock" if landlock.interface() else "process only"
+
+
+def evaluation_seed(config: RunConfig) -> int:
+    """Return the seed that evaluation items are drawn with: the run's own, or a secret one for --fresh-evaluation."""
+    return secrets.randbits(62) if config.fresh_evaluation else config.seed
+
+
+def closed_places(run_dir: Path, task: Task) -> list[Path]:
+    """Return what neither tools nor the worker may read: runs (this one is granted piece by piece) and items."""
+    runs_dir = run_dir.resolve().parent
+    runs = [runs_dir]
+    if REPOSITORY.is_relative_to(runs_dir):  # a runs folder that holds the program itself: its runs alone
+        runs = [path for path in runs_dir.iterdir() if (path / "run.json").exists() or (path / "referee").exists()]
+    return [run_dir, *runs, REPOSITORY / "runs", *source_files(task)]
+
+
+def count_look(run_dir: Path, split: str) -> None:
+    """Count one model's answers to a sealed split in run.json, before they are scored."""
+    record: Json = read_json(run_dir / "run.json")
+    looks = looks_of(record)
+    write_json(run_dir / "run.json", record | {"looks": looks | {split: looks[split] + 1}})
+
+
+def looks_of(record: Json) -> dict[str, int]:
+    """Return how often gate and final were looked at, from run.json; a model counts each time."""
+    return {"gate": 0, "final": 0} | record.get("looks", {})
+
+
+def looks_text(looks: dict[str, int]) -> str:
+    """Return the counts in words."""
+    return f"gate {looks['gate']}, final {looks['final']} (a model's answers scored on it, each time)"

@@ -1,0 +1,222 @@
+"""The agent's side of the tools: they run in one child process (tools/host.py), which the kernel locks out of the rest.
+
+What a tool asks for in between (a job, the referee) is checked and done here; only plain JSON crosses.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from memory.store import BASE, RunStore
+from tools.contract import Jobs, Json, Judge, ToolError
+from tools.jobs.client import REPOSITORY
+
+MAX_DEATHS = 2
+"""How often one request may take the host down before the run stops (resumable)."""
+_JOB = re.compile(r"(tools|memory)(\.\w+)+:[a-z]\w*")
+"""Functions that tools may run in the worker: those of this program. A tool's own code runs in the host."""
+
+_ASKED: dict[str, tuple[Any, ...]] = {
+    "run": (str, dict, dict | None),
+    "measure": (str, str, int),
+    "judge": (str,),
+    "remove_overlaps": (list,),
+}
+"""What a tool may ask for, and the kinds of its arguments."""
+_OFFERED = {"tool": str, "summary": str, "grid": dict, "tokens": list}
+
+
+class ToolHostError(RuntimeError):
+    """A tool failed in a way that its caller cannot mend; the run stops and can be resumed."""
+
+
+class _Died(Exception):
+    """The host's process ended in the middle of a request."""
+
+
+class ToolHost:
+    """Describes, offers and calls the tools of a run. Use as a context manager: leaving it ends the process."""
+
+    def __init__(
+        self,
+        files: Iterable[str],
+        run_dir: Path | None = None,
+        seed: int = 0,
+        task: str = "",
+        closed: Iterable[Path] = (),
+    ) -> None:
+        """Take the user's tool files; run_dir None = the tools can only be described. closed: see `closed_to_tools`."""
+        self.run_dir = run_dir
+        closed_paths = [str(path) for path in closed]
+        run = None if run_dir is None else str(run_dir)
+        self._setup = {"run_dir": run, "tools": list(files), "seed": seed, "task": task, "closed": closed_paths}
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "ToolHost":
+        """Start the process at once, so that its imports overlap with the agent's."""
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process and what its tools started."""
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the host, None when it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def describe(self) -> list[Json]:
+        """Return {"name", "stage", "description", "summary", "grid", "defaults"} of each tool.
+
+        Raises ValueError when a tool file is missing, broken or holds no tool.
+        """
+        return list(self._request({"do": "describe"}))
+
+    def offers(self) -> list[Json]:
+        """Return the tools that are legal now (see `tools.host.offers`)."""
+        offers = self._request({"do": "offers"})
+        for offer in offers if isinstance(offers, list) else [None]:
+            fits = isinstance(offer, dict) and all(isinstance(offer.get(key), kind) for key, kind in _OFFERED.items())
+            if not fits:
+                raise ToolHostError("the process in which tools run offers nothing that can be read; mend the tools")
+        return offers
+
+    def call(self, tool: str, args: Json, jobs: Jobs, referee: Judge) -> Json:
+        """Run a tool. Raises ToolError when the planner can mend it, ToolHostError otherwise."""
+        result = self._request({"do": "call", "tool": tool, "args": args}, jobs, referee)
+        if not isinstance(result, dict):
+            raise ToolHostError(f"the tool {tool} returned {type(result).__name__}, not a dictionary; mend the tool")
+        return result
+
+    def stop(self) -> None:
+        """End the process that this object started, with everything that its tools left running."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # what was not sent yet
+                pipe.close()
+
+    def _request(self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None) -> Any:
+        for _ in range(MAX_DEATHS):
+            try:
+                return self._converse(request, jobs, referee)
+            except _Died:
+                self.stop()
+        what = f"the tool {request['tool']}" if "tool" in request else "loading the tools"
+        log = "" if self.run_dir is None else f"; what it printed is in {self.run_dir / 'tools.log'}"
+        raise ToolHostError(f"the process in which tools run ended {MAX_DEATHS} times in {what}{log}; mend the tool")
+
+    def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None) -> Any:
+        """Send a request and do what the host asks until it answers."""
+        self._send(request)
+        while True:
+            message = self._receive()
+            if "ask" in message:
+                try:
+                    reply = self._do(message, jobs, referee)
+                except BaseException:
+                    self.stop()  # it waits for a reply that will not come
+                    raise
+                self._send(reply)
+                continue
+            state, error = message.get("state"), message.get("error")
+            if state == "done":
+                return message.get("value")
+            if state == "tool_error":
+                raise ToolError(str(error))
+            if state == "bad_tools":
+                raise ValueError(str(error))
+            raise ToolHostError(f"{request.get('tool', 'a tool')} failed: {error}")
+
+    def _do(self, message: Json, jobs: Jobs | None, referee: Judge | None) -> Json:
+        """Do what a tool asked for. Of errors only a ToolError goes back to it; any other ends the run."""
+        if jobs is None or referee is None:
+            raise ToolHostError("a tool asked for a job or the referee while it was not called; mend its `when`")
+        what, args = str(message["ask"]), message.get("args")
+        kinds = _ASKED.get(what)
+        if kinds is None or not isinstance(args, list) or len(args) != len(kinds):
+            raise ToolHostError(f"a tool asked for {what!r} in a way that there is not; mend the tool")
+        try:
+            for value, kind in zip(args, kinds, strict=True):
+                if not isinstance(value, kind):
+                    raise ToolError(f"{what} cannot take {value!r:.80}")
+            match what:
+                case "run":
+                    if not _JOB.fullmatch(args[0]):
+                        raise ToolError(f"jobs run functions of this program (tools.module:function), not {args[0]!r}")
+                    return {"value": jobs.run(*args)}
+                case "measure":
+                    return {"value": referee.measure(self._known_model(args[0]), args[1], args[2])}
+                case "judge":
+                    return {"value": referee.judge(self._known_model(args[0]))}
+                case _:
+                    return {"value": referee.remove_overlaps(_with_prompts(args[0]))}
+        except ToolError as problem:
+            return {"tool_error": str(problem)}
+
+    def _known_model(self, model_id: str) -> str:
+        assert self.run_dir is not None
+        if model_id not in {BASE} | {model["id"] for model in RunStore(self.run_dir).all("models")}:
+            raise ToolError(f"there is no model {model_id!r}; train one first")
+        return model_id
+
+    def _send(self, message: Json) -> None:
+        process = self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise _Died from None
+
+    def _receive(self) -> Json:
+        assert self._process is not None and self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise _Died
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:
+            message = None
+        if not isinstance(message, dict):
+            raise ToolHostError("a tool wrote into the pipe between its process and the agent; mend the tool")
+        return message
+
+    def _start(self) -> "subprocess.Popen[str]":
+        if self._process is not None:
+            return self._process
+        environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0"}
+        log: Any = subprocess.DEVNULL
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                for name in ("data", "lessons", "models", "evals", "tmp"):
+                    (self.run_dir / name).mkdir(exist_ok=True)
+                environment["TMPDIR"] = str(self.run_dir / "tmp")
+                log = stack.enter_context((self.run_dir / "tools.log").open("a"))
+            # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the host in order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tools.host"], cwd=REPOSITORY, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._send(self._setup)
+        return self._process
+
+
+def _with_prompts(rows: list[Any]) -> list[Json]:
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise ToolError('remove_overlaps takes rows with a text under "prompt"')
+    return rows

@@ -1,0 +1,148 @@
+"""The process in which tools run: `python -m tools.host`, JSON lines on stdin and stdout (see agent/tool_host.py).
+
+It imports the tools, a user's files too, after it has locked itself out of everything of the run but the artifacts:
+no tool can read what the referee holds, the trace or the agent's memory. It ends when stdin closes.
+
+The first line is {"run_dir" (null = only describe), "tools", "seed", "task", "closed"}. Then come requests
+{"do": "describe" | "offers" | "call", ...}; an answer is {"state": "done", "value"} or
+{"state": "tool_error" | "failed" | "bad_tools", "error"}. In between the host may ask
+{"ask": "run" | "measure" | "judge" | "remove_overlaps", "args"}, and gets {"value"} or {"tool_error"}.
+"""
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from memory.store import RunStore
+from tools.contract import Json, Overlaps, Tool, ToolContext, ToolError
+from tools.jobs import landlock
+from tools.jobs.job import Usage
+from tools.jobs.worker import lines_until_closed
+from tools.registry import load_tools
+
+READABLE = ("models", "evals")
+WRITABLE = ("data", "lessons", "tmp")
+"""Folders of the run. Whoever could write into evals/ would hand out verdicts."""
+
+
+class Agent:
+    """The agent at the other end of the pipes: the worker (`Jobs`) and the referee's door (`Judge`) for tools."""
+
+    def __init__(self, requests: Any, answers: Any) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._lock = threading.Lock()
+
+    def send(self, message: Json) -> None:
+        """Write one line."""
+        self._answers.write(json.dumps(message) + "\n")
+        self._answers.flush()
+
+    def _ask(self, what: str, *args: Any) -> Any:
+        with self._lock:
+            self.send({"ask": what, "args": args})
+            reply = json.loads(next(self._requests))
+        if "tool_error" in reply:
+            raise ToolError(reply["tool_error"])
+        return reply["value"]
+
+    def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
+        """Run a job in the worker (see `tools.contract.Jobs`)."""
+        value, usage = self._ask("run", function, args, inputs)
+        return value, Usage(*usage)
+
+    def measure(self, model_id: str, split: Literal["search"], shots: int = 0) -> Json:
+        """Return the record of a model on the search split."""
+        return dict(self._ask("measure", model_id, split, shots))
+
+    def judge(self, candidate: str) -> Json:
+        """Return {"accepted", "n"}."""
+        return dict(self._ask("judge", candidate))
+
+    def remove_overlaps(self, rows: list[Json]) -> Overlaps:
+        """Split training rows into those kept and those that overlap with an evaluation item."""
+        return Overlaps(*self._ask("remove_overlaps", rows))
+
+
+def describe(tools: dict[str, Tool]) -> list[Json]:
+    """Return what people read of the tools, in the menu's order."""
+    keys = ("name", "stage", "description", "summary", "grid", "defaults")
+    return [{key: getattr(tool, key) for key in keys} for tool in tools.values()]
+
+
+def offers(tools: dict[str, Tool], context: ToolContext) -> list[Json]:
+    """Return the tools that are legal now: {"tool", "summary", "grid", "tokens"}.
+
+    tokens: the estimate for each combination of the grid's values, in the order of itertools.product.
+    """
+    legal = []
+    for tool in tools.values():
+        grid = tool.legal(context)
+        if grid is not None:
+            calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+            tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
+            legal.append({"tool": tool.name, "summary": tool.summary, "grid": grid, "tokens": tokens})
+    return legal
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    lines, answers = sys.stdin, os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # tools may print; the answers have their own pipe
+    setup = json.loads(lines.readline())
+    _confine(setup)
+    requests = lines_until_closed(lines)
+    agent = Agent(requests, answers)
+    context = ToolContext(RunStore(Path(setup["run_dir"] or os.devnull)), agent, agent, setup["seed"], setup["task"])
+    loaded = _attempt("bad_tools", lambda: load_tools(tuple(setup["tools"])))
+    for request in requests:
+        if loaded["state"] == "done":
+            tools: dict[str, Tool] = loaded["value"]
+            work = partial(_do, json.loads(request), tools, context)
+            agent.send(_attempt("failed", work))
+        else:
+            agent.send(loaded)
+
+
+def _do(request: Json, tools: dict[str, Tool], context: ToolContext) -> Any:
+    if request["do"] == "describe":
+        return describe(tools)
+    if request["do"] == "offers":
+        return offers(tools, context)
+    result = tools[request["tool"]](context, **request["args"])
+    json.dumps(result, allow_nan=False)  # raises here, where it is told as this tool's failure
+    return result
+
+
+def _attempt(failed: str, work: Callable[[], Any]) -> Json:
+    # The one broad except of this process: what a tool raises is told to the agent, which decides what it means.
+    try:
+        return {"state": "done", "value": work()}
+    except ToolError as problem:
+        return {"state": "tool_error", "error": str(problem)}
+    except BaseException as error:
+        traceback.print_exc()
+        told = str(error) if failed == "bad_tools" and type(error) is ValueError else f"{type(error).__name__}: {error}"
+        return {"state": failed, "error": told}
+
+
+def _confine(setup: Json) -> None:
+    folders = [Path(name).resolve().parent for name in setup["tools"]]
+    read = landlock.outside([*landlock.program_paths(), *folders], [Path(name) for name in setup["closed"]])
+    write = landlock.devices()
+    if setup["run_dir"] is not None:
+        run_dir = Path(setup["run_dir"])
+        read += [run_dir / name for name in READABLE]
+        write += [run_dir / name for name in WRITABLE]
+    landlock.confine(read, write)
+
+
+if __name__ == "__main__":
+    main()
