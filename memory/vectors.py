@@ -34,6 +34,14 @@ class VectorMemory:
             part = slice(start, start + CHROMA_BATCH)
             collection.upsert(ids=ids[part], embeddings=vectors[part], documents=texts[part], metadatas=metadata[part])
 
+    def forget(self, name: str, ids: list[str]) -> None:
+        """Take entries out of a collection; ids that it does not hold are passed over."""
+        collection = self._collection(name)
+        for start in range(0, len(ids), CHROMA_BATCH):
+            held = collection.get(ids=ids[start : start + CHROMA_BATCH], include=[])["ids"]
+            if held:
+                collection.delete(ids=held)
+
     def neighbours(self, name: str, vectors: Any, count: int) -> list[list[tuple[str, float, str, dict[str, Any]]]]:
         """Return for each vector its nearest entries as (id, cosine similarity, text, metadata), nearest first."""
         collection = self._collection(name)

@@ -196,6 +196,17 @@ def test_a_choice_that_was_killed_and_repeated_is_the_same(job: Job) -> None:
     assert len(first["rows"]["rejected"]) == 1
 
 
+def test_a_repeated_choice_still_finds_the_duplicate_of_an_earlier_dataset(job: Job) -> None:
+    first = sample(TEMPLATE.format(12, 31), "43")
+    put_samples(job, first)
+    RunStore(job.run_dir).put("data", "d1", {"kind": "train"}, {"train.jsonl": choose(job)[0]})
+    pairs = [(12, 31), *((12, other) for other in range(32, 52))]
+    put_samples(job, *(sample("Please answer: " + TEMPLATE.format(*pair).lower()) for pair in pairs), name="s2")
+    train, rejected = choose(job)
+    assert [row["neighbour"] for row in rejected] == [first["example_id"]]
+    assert choose(job) == (train, rejected), "the batch's own rows, written by a killed attempt, hide it"
+
+
 @pytest.mark.parametrize("choice", ["diverse", "random"])
 def test_the_size_is_kept(job: Job, choice: str) -> None:
     put_samples(job, *sums(60))

@@ -37,16 +37,30 @@ def test_samples_are_drawn_scored_and_resumed(job: Job) -> None:
     (job.run_dir / "referee" / "evaluation_ids.json").write_text(json.dumps(held_out))
     args = ARGS | {"num_items": 20, "samples_per_item": 2}
     summary = sample_items(job, **args)
-    (job.run_dir / "data" / summary["dataset"] / "manifest.json").unlink()
+    manifest = job.run_dir / "data" / summary["dataset"] / "manifest.json"
+    written = manifest.read_text()
     before = job.resident.tokens_processed
+    manifest.unlink()
     assert sample_items(job, **args) == summary
     assert job.resident.tokens_processed == before
+    assert manifest.read_text() == written
     rows = RunStore(job.run_dir).rows("data", summary["dataset"], "samples.jsonl")
     assert summary["num_items"] == 20 and summary["num_samples"] == len(rows) == 40
     assert summary["num_dropped_overlap"] == 2
     assert len({(row["item_id"], row["sample"]) for row in rows}) == 40
     assert not {row["item_id"] for row in rows} & set(held_out)
     assert all(row["right"] is False for row in rows if row["finish"] == "length")
+
+
+def test_a_sampling_killed_before_its_result_is_the_same_and_costs_the_same(job: Job) -> None:
+    items = {item.question: item.answer for item in job.resident.task.stream(0, 12, 0)}
+    job.resident.__dict__["engine"] = Lucky(items)
+    args = ARGS | {"num_items": 12, "samples_per_item": 16}
+    summary = sample_items(job, **args)  # its items are solved now, and fresh ones would be drawn instead
+    repeated = Job(job.folder, job.resident)
+    assert sample_items(repeated, **args) == summary
+    manifest = RunStore(job.run_dir).get("data", summary["dataset"])
+    assert manifest is not None and repeated.earlier_tokens == manifest["num_tokens"] > 0
 
 
 class Lucky:
@@ -63,6 +77,7 @@ class Lucky:
 
     def generate(self, prompts: list[Any], sampling: Sampling) -> list[list[Completion]]:
         self.asked.append((len(prompts), sampling.num_samples))
+        self.tokens_processed += len(prompts) * sampling.num_samples
         answers = []
         for place, prompt in enumerate(prompts):
             texts = ["no"] * sampling.num_samples

@@ -88,19 +88,25 @@ def sample_items(job: Job, **args: Any) -> Json:
     """Sample and verify in the worker, chunk by chunk; goes on after the last finished chunk. Writes the dataset."""
     store = RunStore(job.run_dir)
     dataset_id = content_id(args | {"kind": "samples"})
+    known = store.get("data", dataset_id)
+    if known is not None:  # killed between the manifest and the job's result; its items are no longer fresh
+        job.earlier_tokens = known["num_tokens"]
+        return _summary(known)
     partial = job.folder / "samples.jsonl"
-    done_chunks = {row["chunk"] for row in read_jsonl(partial) if row.get("end_of_chunk")}
+    tokens_of_chunk = {row["chunk"]: row["tokens"] for row in read_jsonl(partial) if row.get("end_of_chunk")}
+    job.earlier_tokens = sum(tokens_of_chunk.values())
     items, next_index, num_dropped = _fresh_items(job, args)
     if not items:
         raise ToolError(
             "the training stream has no item without a right answer left; train on what there is, or finish"
         )
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
-    before = job.resident.engine.tokens_processed
     for number, chunk in enumerate(chunks):
-        if number not in done_chunks:
+        if number not in tokens_of_chunk:
+            before = job.resident.tokens_processed
             rows = _sample_chunk(job, args, chunk, number, dataset_id)
-            append_jsonl(partial, [*rows, {"end_of_chunk": True, "chunk": number}])
+            tokens_of_chunk[number] = job.resident.tokens_processed - before
+            append_jsonl(partial, [*rows, {"end_of_chunk": True, "chunk": number, "tokens": tokens_of_chunk[number]}])
         job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
     rows = _whole_chunks(list(read_jsonl(partial)))
     right = [row for row in rows if row["right"]]
@@ -115,12 +121,17 @@ def sample_items(job: Job, **args: Any) -> Json:
         "num_items_right": len({row["item_id"] for row in right}),
         "num_distinct_right": len({row["example_id"] for row in right}),
         "pass_rate": sum(row["right"] for row in first) / max(1, len(first)),
-        "num_tokens": job.resident.engine.tokens_processed - before,
+        "num_tokens": sum(tokens_of_chunk.values()),
         "health": sample_health(rows, FIRST_SAMPLES),
     }
-    store.put("data", dataset_id, manifest, {"samples.jsonl": rows, "right.jsonl": right})
+    return _summary(store.put("data", dataset_id, manifest, {"samples.jsonl": rows, "right.jsonl": right}))
+
+
+def _summary(manifest: Json) -> Json:
     shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
-    return {"dataset": dataset_id, "pass_rate": round(manifest["pass_rate"], 4)} | {key: manifest[key] for key in shown}
+    return {"dataset": manifest["id"], "pass_rate": round(manifest["pass_rate"], 4)} | {
+        key: manifest[key] for key in shown
+    }
 
 
 def _fresh_items(job: Job, args: Json) -> tuple[list[Any], int, int]:

@@ -65,6 +65,8 @@ class Job:
         self.run_dir = folder.parent.parent
         self.resident = resident
         """The worker's `tools.jobs.worker.Resident`: engine, memory, task, scorer, made when first asked for."""
+        self.earlier_tokens = 0
+        """Tokens of what an earlier attempt finished and this one goes on from: they belong to the job's cost."""
         self._last_report_s = 0.0
 
     def progress(self, done: int, total: int, **metrics: float) -> None:
@@ -88,8 +90,10 @@ def run_job(folder: Path, resident: Any) -> None:
     write_json(folder / "status.json", {"state": "running", "pid": os.getpid(), "attempts": attempts + 1})
     started, cpu, tokens = time.monotonic(), time.process_time(), resident.tokens_processed
     function = load_function(spec.function)
-    value = function(Job(folder, resident), **spec.args)
-    usage = Usage(time.monotonic() - started, time.process_time() - cpu, resident.tokens_processed - tokens)
+    job = Job(folder, resident)
+    value = function(job, **spec.args)
+    tokens = resident.tokens_processed - tokens + job.earlier_tokens
+    usage = Usage(time.monotonic() - started, time.process_time() - cpu, tokens)
     write_json(folder / "result.json", {"value": value, "usage": usage._asdict()})
     write_json(folder / "status.json", {"state": "finished", "pid": os.getpid(), "attempts": attempts + 1})
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from memory.records import content_id
 from memory.store import BASE, RunStore
-from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
+from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 from tools.evaluate.costs import REHEARSAL_SHARE, training_tokens
 
 LARGE_SET = 512
@@ -49,7 +49,9 @@ def latest_model(store: RunStore) -> str:
 
 def training_sets(store: RunStore, start_from: str) -> list[str]:
     """Return the datasets to train on: the new one, and from the base also all that made the champion what it is."""
-    newest = store.untrained_datasets()[0]["id"]
+    frozen = [dataset for dataset in store.all("data") if dataset["kind"] == "train"]
+    # Killed after the training and before its result was written, a call runs again when no dataset waits any more.
+    newest = (store.untrained_datasets() or frozen[::-1])[0]["id"]
     return [newest] if start_from == "latest" else [*store.trained_on(store.champion()), newest]
 
 
@@ -80,8 +82,6 @@ def finetune_model(
     all accepted data again. Full training uses a twentieth of the learning rate. Returns the loss and time.
     """
     store = run.context.store
-    if not store.untrained_datasets():
-        raise ToolError("no frozen dataset waits; call curate_data first")
     settings = {
         "start_from": start_from,
         "method": method,

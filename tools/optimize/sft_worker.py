@@ -55,6 +55,7 @@ def train(
     store = RunStore(job.run_dir)
     known = store.get("models", model_id)
     if known is not None:  # killed between the manifest and the job's result
+        job.earlier_tokens = TRAINED_TOKEN_COST * known["num_tokens"]
         return {"model": model_id} | {name: known[name] for name in RESULT}
     engine = job.resident.local_engine
     rows_of = {name: store.rows("data", name, "train.jsonl") for name in dict.fromkeys([*datasets, *rehearse])}
@@ -91,7 +92,7 @@ def train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
         raise ToolError(f"the loss is not finite at learning rate {settings['learning_rate']}; choose a lower one")
-    num_tokens = trainer.count_tokens()
+    num_tokens = trainer.state.num_input_tokens_seen  # also before a resume; what a batch's prompts share counts once
     job.resident.trained_tokens += TRAINED_TOKEN_COST * num_tokens
 
     # --- Act 4: save the candidate, manifest last; of several processes the first does it
@@ -139,16 +140,6 @@ def rehearsal(rows: list[Json], count: int, seed: int) -> list[Json]:
 class CompletionTrainer(SFTTrainer):
     """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
 
-    num_seen = num_batches = 0
-
-    def count_tokens(self) -> int:
-        """Return how many tokens went through the model, in all processes; what a batch's prompts share counts once.
-
-        Steps before a resume, which another process did, are taken at the mean of those since.
-        """
-        counted = torch.tensor(self.num_seen, device=self.accelerator.device)
-        return int(self.accelerator.reduce(counted, "sum")) * self.state.global_step // max(1, self.num_batches)
-
     def compute_loss(
         self,
         model: Any,
@@ -159,8 +150,6 @@ class CompletionTrainer(SFTTrainer):
         """Return the mean negative log-likelihood of the completion tokens of a PrefixCollator batch."""
         assert not return_outputs, "training only: nothing evaluates inside the trainer"
         labels_T = inputs["labels"][0]
-        self.num_seen += len(labels_T)
-        self.num_batches += 1
         predicting = (labels_T[1:] != IGNORED).nonzero()[:, 0]
         features = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**features, use_cache=False, logits_to_keep=predicting).logits[0]
@@ -248,6 +237,7 @@ def _arguments(job: Job, settings: Json, seed: int, engine_dtype: torch.dtype) -
         logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and nobody notices
         save_strategy="no",
         save_total_limit=2,
+        include_num_input_tokens_seen=True,
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,

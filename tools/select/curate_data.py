@@ -102,7 +102,7 @@ def curate_data(
     ]
     if len(kept) < least_examples(store) // 2:
         # The rejections are kept, so that these rows no longer count as unused and more can be generated.
-        refused_id = content_id({"kind": "refused", "sources": sources, "frozen": frozen} | args)
+        refused_id = content_id({"kind": "refused", "ids": sorted(row["id"] for row in rejected)})
         store.put("data", refused_id, {"kind": "refused"}, {"train.jsonl": [], "rejected.jsonl": rejected})
         raise ToolError(
             f"only {len(kept)} examples pass the filters (at least {least_examples(store) // 2}); generate more"
@@ -211,6 +211,8 @@ def _drop_semantic_duplicates(
     """
     from memory.vectors import carriers
 
+    # Rows of this batch may be there already, from an attempt that was killed: they would hide the earlier datasets'.
+    memory.forget("examples", [row["example_id"] for row in rows])
     stored = memory.neighbours("examples", vectors, 8)
     seen: dict[tuple[str, ...], list[int]] = {}
     unique: list[int] = []

@@ -1,0 +1,264 @@
+"""One run that is killed and resumed until it ends, and what is checked on it: for bench/kill.py.
+
+A kill is SIGKILL to the agent, the worker, the tool host, or agent and worker, while a tool runs or at any moment.
+"""
+
+import hashlib
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from agent.state import StopReason
+from agent.trace import Event, read_events
+from bench.common import ROOT, Json, fresh_folder
+from memory.records import read_json, read_jsonl
+
+VICTIMS = {
+    "agent": ("agent",),
+    "worker": ("tools.jobs.worker",),
+    "tool host": ("tools.host",),
+    "agent and worker": ("agent", "tools.jobs.worker"),
+}
+FINISHED = ("jobs/*/result.json", "calls/*", "data/*/manifest.json", "models/*/model.json", "evals/*/record.json")
+"""What is written once, when a piece of work is finished."""
+TICK_S = 0.05
+MOST_RESUMES = 20
+EXPECTED_FAILURES = ("the worker died", "the process in which tools run ended")
+"""A job or a call that lost its process twice ends the agent; `resume` goes on."""
+
+
+class Aim(NamedTuple):
+    """When and what to kill."""
+
+    victim: str
+    step: int | None
+    """In this step or, when it is over, a later one; None: any moment."""
+    delay_s: float
+    """After the step's tool started; at any moment: after the last kill, or the start."""
+
+
+class Kill(NamedTuple):
+    """A kill that was done."""
+
+    victim: str
+    under_way: str
+    """The tool that ran, or "start-up", "between or after steps", "before the run existed"."""
+
+
+class DrivenRun:
+    """Starts a run, kills it as told, resumes it each time, and looks at what became of it."""
+
+    def __init__(self, options: Json) -> None:
+        self.runs_dir = Path(fresh_folder())
+        self.options = options | {"runs_dir": str(self.runs_dir)}
+        self.kills: list[Kill] = []
+        self.resume_s: list[float] = []
+        """Seconds from each resume to its first work; a resume that was killed before has none."""
+        self.problems: list[str] = []
+        self.finished: dict[Path, tuple[int, int]] = {}
+        """Inode and write time of what was finished when it was first seen."""
+        self.processes: list[psutil.Process] = []
+        self.num_resumes = 0
+        self._resumed: tuple[float, int] | None = None
+        """When the agent was resumed and the last event before, until its first work is seen."""
+
+    def drive(self, aims: list[Aim]) -> None:
+        """Run to the end, with these kills on the way as far as the run lasts."""
+        self._launch("start")
+        for aim in aims:
+            seen = self._last_seq()
+            if aim.step is not None and not self._wait(partial(self._started, aim.step, seen)):
+                break
+            if not self._wait(_passed(aim.delay_s)) or not self._kill(aim.victim):
+                break
+        self._wait(lambda: False)
+        self.remember_finished()
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Folder of the run, None before it exists."""
+        return next((path.parent for path in self.runs_dir.glob("*/run.json")), None)
+
+    def _launch(self, command: str) -> None:
+        flags = [part for name, value in self.options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        if command == "resume":
+            flags = ["--runs-dir", str(self.runs_dir)]
+            self._resumed = (time.time(), self._last_seq())
+            self.num_resumes += 1
+        with (self.runs_dir / "said.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "run_agent.py"), command, "--json", *flags],
+                cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            )  # fmt: skip
+
+    def _wait(self, condition: Callable[[], bool]) -> bool:
+        """Wait for a condition, resuming an agent that ended before the run did; False when the run has ended."""
+        while not condition():
+            if self.process.poll() is not None:
+                if self._ended():
+                    self._look_for_work()
+                    return False
+                self._go_on()
+            self._look_for_work()
+            time.sleep(TICK_S)
+        return True
+
+    def _go_on(self) -> None:
+        if self.process.returncode >= 0:
+            report = self.run_dir and self.run_dir / "report.json"
+            error = str(read_json(report)["error"]) if report and report.exists() else "no report"
+            if not any(expected in error for expected in EXPECTED_FAILURES):
+                self.problems.append(f"exit code {self.process.returncode}: {error}")
+        if self.num_resumes >= MOST_RESUMES:
+            raise SystemExit(f"the run in {self.runs_dir} does not end: {self.problems}")
+        self._launch("resume" if self.run_dir else "start")
+
+    def _kill(self, victim: str) -> bool:
+        """Kill; False when the run ended before the victim was there."""
+        names = VICTIMS[victim]
+        while True:
+            parts = self._parts()
+            if all(name in parts for name in names):
+                break
+            if not self._wait(_passed(TICK_S)):
+                return False
+        under_way = self._under_way()
+        self.remember_finished()
+        self.processes += parts.values()
+        for name in random.sample(names, len(names)):
+            parts[name].kill()
+        self.kills.append(Kill(victim, under_way))
+        if "agent" in names:
+            self.process.wait()
+            self._resumed = None
+            self._launch("resume" if self.run_dir else "start")
+        return True
+
+    def _parts(self) -> dict[str, psutil.Process]:
+        """Return the processes of the run by what they are."""
+        found: dict[str, psutil.Process] = {}
+        try:
+            agent = psutil.Process(self.process.pid)
+            for child in agent.children():
+                found |= {name: child for name in ("tools.jobs.worker", "tools.host") if name in child.cmdline()}
+            return found | {"agent": agent}
+        except psutil.NoSuchProcess:
+            return found
+
+    def _events(self) -> list[Event]:
+        return list(read_events(self.run_dir)) if self.run_dir else []
+
+    def _last_seq(self) -> int:
+        return max((event["seq"] for event in self._events()), default=0)
+
+    def _started(self, step: int, seq: int) -> bool:
+        return any(
+            event["kind"] == "tool_started" and event["seq"] > seq and event["step"] >= step for event in self._events()
+        )
+
+    def _under_way(self) -> str:
+        if self.run_dir is None:
+            return "before the run existed"
+        last: Event | None = None
+        for event in self._events():
+            last = None if event["kind"] in ("run_started", "run_resumed") else event
+        if last is None:
+            return "start-up"
+        if last["kind"] == "tool_started":
+            return str(last["tool"])
+        return "between or after steps"
+
+    def _specs(self) -> Iterator[Path]:
+        assert self.run_dir is not None
+        return self.run_dir.glob("jobs/*/spec.json")
+
+    def _ended(self) -> bool:
+        report = self.run_dir and self.run_dir / "report.json"
+        return bool(report and report.exists() and not StopReason(read_json(report)["stop_reason"]).resumable)
+
+    def _look_for_work(self) -> None:
+        """Note when the resumed agent came to work: a step's event, or a job other than loading the model."""
+        if self._resumed is None or self.run_dir is None:
+            return
+        resumed_at, seq = self._resumed
+        events = any(event["seq"] > seq and event["kind"] != "run_resumed" for event in self._events())
+        if events or any(self._begun_since(path, resumed_at) for path in self._specs()):
+            self.resume_s.append(time.time() - resumed_at)
+            self._resumed = None
+
+    def _begun_since(self, spec: Path, moment: float) -> bool:
+        status = spec.with_name("status.json")
+        begun = status.exists() and status.stat().st_mtime > moment
+        return begun and not str(read_json(spec)["function"]).endswith(":warm_up")
+
+    def remember_finished(self) -> None:
+        """Compare what was finished with what is there now, and remember what is new."""
+        if self.run_dir is None:
+            return
+        for path, stamp in self.finished.items():
+            if not path.exists():
+                self.problems.append(f"lost: {path.name} of {path.parent.name}")
+            elif _stamp(path) != stamp:
+                self.problems.append(f"written again: {path.name} of {path.parent.name}")
+        for pattern in FINISHED:
+            for path in self.run_dir.glob(pattern):
+                if not path.name.startswith("."):
+                    self.finished[path] = _stamp(path)
+
+    def orphans(self) -> int:
+        """Return how many processes of killed agents still run, a while after the run ended."""
+        _, alive = psutil.wait_procs(self.processes, timeout=10)
+        return len(alive)
+
+
+def _passed(seconds: float) -> Callable[[], bool]:
+    """Return a condition that holds so many seconds from now."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_ino, about.st_mtime_ns
+
+
+def damaged_files(run_dir: Path) -> list[str]:
+    """Return the files of a run that cannot be read. A torn last line of JSON lines is none: readers leave it out."""
+    damaged = []
+    for path in sorted(run_dir.rglob("*.json*")):
+        if path.suffix == ".tmp" or "checkpoints" in path.parts:
+            continue
+        try:
+            list(read_jsonl(path)) if path.suffix == ".jsonl" else read_json(path)
+        except ValueError as error:
+            damaged.append(str(error))
+    if (run_dir / "state.sqlite").exists():
+        with closing(sqlite3.connect(run_dir / "state.sqlite")) as connection:
+            if connection.execute("pragma integrity_check").fetchone() != ("ok",):
+                damaged.append("state.sqlite")
+    return damaged
+
+
+def outcome(run_dir: Path) -> Json:
+    """Return all of a run that must not depend on kills."""
+    report = read_json(run_dir / "report.json")
+    decided = {event["step"]: event["action"] for event in read_events(run_dir) if event["kind"] == "decided"}
+    files = [*run_dir.glob("data/*/*.jsonl"), *run_dir.glob("models/*/*.safetensors"), *run_dir.glob("evals/*/*.jsonl")]
+    return {
+        "verdicts": list(read_jsonl(run_dir / "referee" / "verdicts.jsonl")),
+        "decisions": decided,
+        "final scores": report["final"],
+        "stop reason": report["stop_reason"],
+        "tokens": report["tokens"],
+        "files": {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }

@@ -1,0 +1,116 @@
+"""What a kill must not change: repeated work costs and gives the same, and the bench that kills runs sees what breaks.
+
+Whole runs that are killed: tests/test_run.py, and here one through every tool (slow).
+"""
+
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from bench.driven import DrivenRun, damaged_files
+from bench.kill import differing, draw_aims, figures_of, killed_run, reference_of, tiny_scenario
+from memory.records import write_json
+from memory.store import BASE, RunStore
+from tools.contract import Jobs, Json, Judge, ToolContext
+from tools.jobs.job import Job, run_job
+from tools.optimize.finetune_model import finetune_model
+
+SETTINGS: Json = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear", "epochs": 1}
+RESULT: Json = {"num_examples": 4, "num_steps": 1, "loss_first": 2.0, "loss_last": 1.0, "train_s": 3.0}
+
+
+class KnownJobs:
+    """Tells what it was asked for."""
+
+    def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Any]:
+        return args, None
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> RunStore:
+    """A run that was killed right after the manifest of its first model was written."""
+    store = RunStore(tmp_path)
+    store.put("data", "d1", {"kind": "train", "num_examples": 4})
+    store.put("models", "m1", RESULT | {"parent": BASE, "dataset": "d1", "datasets": ["d1"], "num_tokens": 50})
+    return store
+
+
+def test_a_training_killed_before_its_result_costs_the_same(trained: RunStore) -> None:
+    folder = trained.run_dir / "jobs" / "key"
+    args = {"model_id": "m1", "settings": SETTINGS, "parent": BASE, "datasets": ["d1"], "rehearse": [], "seed": 0}
+    write_json(folder / "spec.json", {"function": "tools.optimize.sft_worker:train", "args": args, "inputs": {}})
+    run_job(folder, SimpleNamespace(tokens_processed=7))
+    result = (folder / "result.json").read_text()
+    assert '"model": "m1"' in result and '"tokens": 150' in result, "a trained token counts three times"
+
+
+def test_a_training_call_killed_before_its_result_can_be_repeated(trained: RunStore) -> None:
+    assert trained.untrained_datasets() == []
+    context = ToolContext(trained, cast(Jobs, KnownJobs()), cast(Judge, None), 0, "sums")
+    assert finetune_model(context, **SETTINGS)["datasets"] == ["d1"]
+
+
+def test_work_of_an_earlier_attempt_belongs_to_the_cost_of_a_job(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / "key"
+    write_json(folder / "spec.json", {"function": "tests.test_kill:goes_on", "args": {}, "inputs": {}})
+    run_job(folder, SimpleNamespace(tokens_processed=7))
+    assert '"tokens": 40' in (folder / "result.json").read_text()
+
+
+def goes_on(job: Job) -> Json:
+    """Find work of 40 tokens done."""
+    job.earlier_tokens = 40
+    return {}
+
+
+def test_half_written_files_are_found(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    (tmp_path / "events.jsonl").write_text('{"seq": 1}\n{"seq": 2')
+    assert damaged_files(tmp_path) == [], "a torn last line is left out by readers"
+    (tmp_path / "events.jsonl").write_text('{"seq": 1\n{"seq": 2}\n')
+    write_json(tmp_path / "data" / "d1" / "manifest.json", {})
+    (tmp_path / "data" / "d1" / "manifest.json").write_text('{"id": "d')
+    assert len(damaged_files(tmp_path)) == 2
+
+
+def test_finished_work_that_is_lost_or_written_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = DrivenRun.__new__(DrivenRun)
+    run.runs_dir, run.finished, run.problems = tmp_path, {}, []
+    write_json(tmp_path / "one" / "run.json", {})
+    results = [tmp_path / "one" / "jobs" / key / "result.json" for key in "ab"]
+    for path in results:
+        write_json(path, {"value": 1})
+    run.remember_finished()
+    run.remember_finished()
+    assert run.problems == []
+    shutil.rmtree(results[0].parent)
+    write_json(results[1], {"value": 1})
+    run.remember_finished()
+    assert sorted(run.problems) == ["lost: result.json of a", "written again: result.json of b"]
+
+
+def test_a_bench_without_a_kill_or_with_another_outcome_is_not_ok() -> None:
+    row: Json = {"model": "tiny", "kills": [{"victim": "agent", "under_way": "start-up"}], "resume_s": [3.0]}
+    row |= {"problems": [], "damaged": [], "differs_in": [], "orphans": 0}
+    assert figures_of([row])["ok"]
+    for part, value in {"problems": ["lost: x"], "damaged": ["x"], "differs_in": ["tokens"], "orphans": 1}.items():
+        assert not figures_of([row | {part: value}])["ok"]
+    assert not figures_of([row | {"resume_s": [30.0]}])["ok"]
+    assert not figures_of([])["ok"]
+    assert differing({"tokens": 1, "verdicts": []}, {"tokens": 2, "verdicts": []}) == ["tokens"]
+
+
+@pytest.mark.slow
+def test_a_run_through_every_tool_ends_the_same_after_kills(tmp_path: Path) -> None:
+    scenario = tiny_scenario(tmp_path, seed=0)
+    reference = reference_of(scenario)
+    assert {tool for tool, _ in reference.tools.values()} >= {"generate_data", "curate_data", "finetune_model"}
+    assert len(draw_aims(reference, 5, random.Random(0))) == 5
+    found = killed_run(scenario, reference, 3, number=0)
+    assert found["kills"]
+    assert found["problems"] == found["damaged"] == found["differs_in"] == []
+    assert found["orphans"] == 0
