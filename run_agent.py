@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands, report
+from agent import commands, report, stopping
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   run_agent.py start --task "my.jsonl?scorer=numeric" --model org/name --json
   run_agent.py status                         the newest run on one screen, also while it works
   run_agent.py trace tail                     its events as they come; `trace show`: the whole story; `report`: a page
-  run_agent.py resume                         go on with what was stopped or killed
+  run_agent.py stop; run_agent.py resume      end after the step under way; go on with what was stopped or killed
   run_agent.py try RUN "What is 12 + 30?"     base and improved model side by side
   run_agent.py follow RUN ID                  what an example, dataset, model or evaluation came from and led to
   run_agent.py export RUN my-model            merged weights with a model card
@@ -58,17 +58,17 @@ def build_parser() -> Parser:
         made.add_argument("--json", action="store_true", help="print one JSON value on stdout")
         if function is not commands.start:
             made.add_argument("--runs-dir", default="runs", help="folder of all runs (default: runs)")
-        if run == "needed":
-            made.add_argument("run", metavar="RUN", help="name or folder of a run")
-        elif run is not None:
-            made.add_argument("run", metavar="RUN", nargs="?", help=f"name or folder of a run (default: {run})")
+        if run is not None:
+            nargs, default = (None, "") if run == "needed" else ("?", f" (default: {run})")
+            made.add_argument("run", metavar="RUN", nargs=nargs, help=f"name or folder of a run{default}")
         return made
 
     start = add("start", commands.start, "begin a run and work until it ends; an option is also a key of the TOML file")
-    start.add_argument("--config", metavar="FILE.toml", help="settings from a TOML file; options win")
     for flag, keywords in commands.config_options():
         start.add_argument(flag, **keywords)
     add("resume", commands.resume, "go on with a run that was stopped or killed", "the newest that can be resumed")
+    stop = add("stop", stopping.stop, "let the agent that works on a run finish its step and end", "the newest at work")
+    stop.add_argument("--now", action="store_true", help="end at once; what is under way is resumed later")
     add("list", commands.list_runs, "all runs, newest first")
     add("status", commands.status, "one screen about a run", "the newest")
     trace = group("trace", "what happened, step by step")

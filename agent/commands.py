@@ -60,10 +60,11 @@ def unknown(kind: str, word: str, known: list[str]) -> str:
 
 
 def config_options() -> Iterator[tuple[str, Json]]:
-    """Yield (flag, keyword arguments of add_argument) for each setting of a run.
+    """Yield (flag, keyword arguments of add_argument) for the file of settings and for each setting of a run.
 
     An option that is not given stays out of the namespace, so that it does not hide the value of a TOML file.
     """
+    yield "--config", {"metavar": "FILE.toml", "help": "settings from a TOML file; options win"}
     hints = get_type_hints(RunConfig)
     for setting in dataclasses.fields(RunConfig):
         hint = hints[setting.name]

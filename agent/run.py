@@ -30,6 +30,7 @@ from agent.referee import Referee, Scoring, draw_splits, seal_splits
 from agent.sealing import PROCESS_ONLY, closed_places, evaluation_seed, isolation, looks_of
 from agent.situation import situation_text
 from agent.state import StopReason
+from agent.stopping import AT_ONCE, agent_file, announce
 from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
 from agent.views import open_run, provable_text
@@ -174,10 +175,11 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
             about = {"config": record["config"], "identity": record["identity"], "isolation": isolation()}
             trace.emit("run_resumed" if resumed else "run_started", **about)
             services = _services(config, task, jobs, tools, scorer, budget, trace, console)
-            reason, error = _loop(run_dir, services, console)
-            final = None
-            if not reason.resumable:
-                reason, error, final = _open_final(services, reason)
+            with _interruptible(run_dir, services, console):
+                reason, error = _loop(run_dir, services, console)
+                final = None
+                if not reason.resumable:
+                    reason, error, final = _open_final(services, reason)
             report = _report(run_dir, services, reason, error, final, earlier_s)
         shutil.rmtree(run_dir / "tmp", ignore_errors=True)
         return report
@@ -227,29 +229,28 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
     """Run baseline and graph; returns why it ended, and the error when it failed."""
     from langgraph.checkpoint.sqlite import SqliteSaver
 
-    with _interruptible(services, console):
-        try:
-            _baseline(services)
-            connection = sqlite3.connect(run_dir / "state.sqlite", check_same_thread=False, timeout=30)
-            graph = build_graph(SqliteSaver(connection))
-            thread: Any = {
-                "configurable": {"thread_id": run_dir.name},
-                "recursion_limit": 5 * services.config.max_steps + 20,
-            }
-            saved = graph.get_state(thread)
-            ended = saved.values.get("stop_reason")
-            if ended and not saved.next and not StopReason(ended).resumable:
-                return StopReason(ended), None  # only the final evaluation is left to do
-            entry: Any = None if saved.next else {"stop_reason": None}
-            state = graph.invoke(entry, thread, context=services, durability="sync")
-            connection.close()
-            return StopReason(state["stop_reason"]), None
-        except KeyboardInterrupt:
-            return StopReason.USER_STOPPED, None
-        except FAILURES as error:
-            return StopReason.FAILED, f"{type(error).__name__}: {error}"
-        finally:
-            console.end()
+    try:
+        _baseline(services)
+        connection = sqlite3.connect(run_dir / "state.sqlite", check_same_thread=False, timeout=30)
+        graph = build_graph(SqliteSaver(connection))
+        thread: Any = {
+            "configurable": {"thread_id": run_dir.name},
+            "recursion_limit": 5 * services.config.max_steps + 20,
+        }
+        saved = graph.get_state(thread)
+        ended = saved.values.get("stop_reason")
+        if ended and not saved.next and not StopReason(ended).resumable:
+            return StopReason(ended), None  # only the final evaluation is left to do
+        entry: Any = None if saved.next else {"stop_reason": None}
+        state = graph.invoke(entry, thread, context=services, durability="sync")
+        connection.close()
+        return StopReason(state["stop_reason"]), None
+    except KeyboardInterrupt:
+        return StopReason.USER_STOPPED, None
+    except FAILURES as error:
+        return StopReason.FAILED, f"{type(error).__name__}: {error}"
+    finally:
+        console.end()
 
 
 def _baseline(services: Services) -> None:
@@ -286,8 +287,11 @@ def _check_judge(services: Services) -> None:
 
 
 @contextmanager
-def _interruptible(services: Services, console: Console) -> Iterator[None]:
+def _interruptible(run_dir: Path, services: Services, console: Console) -> Iterator[None]:
     """First Ctrl-C: finish the step, then stop. Second: stop now; the step is repeated or resumed later."""
+
+    def at_once(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
 
     def on_signal(signum: int, frame: object) -> None:
         if services.stop_requested:
@@ -295,10 +299,13 @@ def _interruptible(services: Services, console: Console) -> Iterator[None]:
         services.stop_requested.append(True)
         console.say("stopping after this step (Ctrl-C again: stop now; nothing that is finished is lost)")
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, AT_ONCE: at_once}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    announce(run_dir)
     try:
         yield
     finally:
+        agent_file(run_dir).unlink(missing_ok=True)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ VICTIMS = {
 FINISHED = ("jobs/*/result.json", "calls/*", "data/*/manifest.json", "models/*/model.json", "evals/*/record.json")
 """What is written once, when a piece of work is finished."""
 TICK_S = 0.05
-MOST_RESUMES = 20
+MOST_STARTS = 40
 EXPECTED_FAILURES = ("the worker died", "the process in which tools run ended")
 """A job or a call that lost its process twice ends the agent; `resume` goes on."""
 
@@ -68,7 +68,7 @@ class DrivenRun:
         self.finished: dict[Path, tuple[int, int]] = {}
         """Inode and write time of what was finished when it was first seen."""
         self.processes: list[psutil.Process] = []
-        self.num_resumes = 0
+        self.num_starts = 0
         self._resumed: tuple[float, int] | None = None
         """When the agent was resumed and the last event before, until its first work is seen."""
 
@@ -94,7 +94,7 @@ class DrivenRun:
         if command == "resume":
             flags = ["--runs-dir", str(self.runs_dir)]
             self._resumed = (time.time(), self._last_seq())
-            self.num_resumes += 1
+        self.num_starts += 1
         with (self.runs_dir / "said.log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "run_agent.py"), command, "--json", *flags],
@@ -119,7 +119,7 @@ class DrivenRun:
             error = str(read_json(report)["error"]) if report and report.exists() else "no report"
             if not any(expected in error for expected in EXPECTED_FAILURES):
                 self.problems.append(f"exit code {self.process.returncode}: {error}")
-        if self.num_resumes >= MOST_RESUMES:
+        if self.num_starts > MOST_STARTS:
             raise SystemExit(f"the run in {self.runs_dir} does not end: {self.problems}")
         self._launch("resume" if self.run_dir else "start")
 
@@ -147,13 +147,12 @@ class DrivenRun:
     def _parts(self) -> dict[str, psutil.Process]:
         """Return the processes of the run by what they are."""
         found: dict[str, psutil.Process] = {}
-        try:
-            agent = psutil.Process(self.process.pid)
+        with suppress(psutil.NoSuchProcess):
+            found["agent"] = agent = psutil.Process(self.process.pid)
             for child in agent.children():
-                found |= {name: child for name in ("tools.jobs.worker", "tools.host") if name in child.cmdline()}
-            return found | {"agent": agent}
-        except psutil.NoSuchProcess:
-            return found
+                with suppress(psutil.NoSuchProcess):  # killed before, and not yet waited for
+                    found |= {name: child for name in ("tools.jobs.worker", "tools.host") if name in child.cmdline()}
+        return found
 
     def _events(self) -> list[Event]:
         return list(read_events(self.run_dir)) if self.run_dir else []

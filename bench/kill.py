@@ -69,7 +69,8 @@ def tiny_scenario(folder: Path, seed: int) -> Scenario:
 def default_scenario(seed: int) -> Scenario:
     """Return a short run of the default model and task."""
     sizes = {"search_items": 40, "gate_items": 100, "final_items": 100}
-    return Scenario("default", {"planner": "rules", "seed": seed, "budget_tokens": 80_000} | sizes, 4)
+    options = {"planner": "rules", "seed": seed, "budget_tokens": 80_000, "dtype": "float32"}
+    return Scenario("default", options | sizes, 4)
 
 
 def reference_of(scenario: Scenario) -> Reference:

@@ -137,6 +137,19 @@ def test_ctrl_c_finishes_the_step_and_the_run_can_be_resumed(flags: Flags, tmp_p
     assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
 
 
+@pytest.mark.parametrize("how", [[], ["--now"]])
+def test_stop_ends_a_run_that_can_be_resumed(flags: Flags, tmp_path: Path, how: list[str]) -> None:
+    process = program("start", *flags)
+    wait_for(lambda: any(tmp_path.glob("runs/*/state.sqlite")), process)
+    code, told, said = finish(program("stop", "--runs-dir", str(tmp_path / "runs"), "--json", *how))
+    assert (code, told) == (0, {"run": only_run(tmp_path).name, "state": "stopped"}), said
+    assert process.wait(timeout=5) == 130
+    finished_steps = {event["step"] for event in read_events(only_run(tmp_path)) if event["kind"] == "tool_finished"}
+    assert finished_steps == (set() if how else {1})
+    code, report, said = finish(program("resume", "--runs-dir", str(tmp_path / "runs"), "--json"))
+    assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
+
+
 def test_a_full_disk_stops_the_run_and_loses_nothing(flags: Flags, tmp_path: Path) -> None:
     code, report, said = finish(program("start", *flags, limit_bytes=200_000))
     assert code == 1, said

@@ -1,0 +1,64 @@
+"""`run_agent.py stop`: let the agent that works on a run end after its step, or at once; `resume` goes on.
+
+<run>/agent.json says which process that is, while it can be stopped in order: SIGTERM (as the first Ctrl-C) finishes
+the step, SIGUSR1 ends it now (what is under way is repeated or goes on from its last checkpoint).
+"""
+
+import os
+import signal
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import psutil
+
+from agent import views
+from agent.commands import Outcome
+from memory.records import read_json, write_json
+
+AT_ONCE = signal.SIGUSR1
+SAME_START_S = 1.0
+"""The time a process started is told to the hundredth, and moves a little when the clock is set."""
+
+
+def agent_file(run_dir: Path) -> Path:
+    """Return the file that names the process working on a run."""
+    return run_dir / "agent.json"
+
+
+def announce(run_dir: Path) -> None:
+    """Write down that this process works on the run and can be stopped."""
+    write_json(agent_file(run_dir), {"pid": os.getpid(), "started": psutil.Process().create_time()})
+
+
+def agent_of(run_dir: Path) -> psutil.Process | None:
+    """Return the process that works on a run, None when there is none. Another one with its old number is none."""
+    if not views.is_locked(run_dir) or not agent_file(run_dir).exists():
+        return None
+    told = read_json(agent_file(run_dir))
+    try:
+        process = psutil.Process(told["pid"])
+        return process if abs(process.create_time() - told["started"]) < SAME_START_S else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def stop(args: Namespace) -> Outcome:
+    """Stop the agent of a run (by default the newest one at work) and wait until it has ended."""
+    runs_dir = Path(args.runs_dir)
+    runs = views.run_folders(runs_dir) if args.run is None else [views.find_run(runs_dir, args.run)]
+    working = [(path, agent) for path in runs if (agent := agent_of(path)) is not None]
+    if not working:
+        where = f"run {args.run}" if args.run is not None else f"any run in {runs_dir}"
+        raise ValueError(f"no agent is at work on {where}, or it is just starting; `run_agent.py list` shows the runs")
+    run_dir, agent = working[0]
+    agent.send_signal(AT_ONCE if args.now else signal.SIGTERM)
+    if not args.now:
+        from agent.console import Console
+
+        Console().say(f"run {run_dir.name} ends after its step; waiting for it (`stop {run_dir.name} --now`: at once)")
+    while views.is_locked(run_dir):  # until the process is gone, whether or not its parent has noticed
+        time.sleep(0.1)
+    state = views.run_state(run_dir)
+    more = f"; `run_agent.py resume {run_dir.name}` goes on" if state in views.RESUMABLE else ""
+    return Outcome([f"run {run_dir.name} is {state}{more}"], {"run": run_dir.name, "state": state})
