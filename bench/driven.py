@@ -126,17 +126,15 @@ class DrivenRun:
     def _kill(self, victim: str) -> bool:
         """Kill; False when the run ended before the victim was there."""
         names = VICTIMS[victim]
-        while True:
-            parts = self._parts()
-            if all(name in parts for name in names):
-                break
-            if not self._wait(_passed(TICK_S)):
-                return False
+        if not self._wait(lambda: self.process.poll() is None and set(names) <= self._parts().keys()):
+            return False
         under_way = self._under_way()
         self.remember_finished()
+        parts = self._parts()
         self.processes += parts.values()
         for name in random.sample(names, len(names)):
-            parts[name].kill()
+            if name in parts:
+                parts[name].kill()
         self.kills.append(Kill(victim, under_way))
         if "agent" in names:
             self.process.wait()
@@ -204,9 +202,10 @@ class DrivenRun:
         """Compare what was finished with what is there now, and remember what is new."""
         if self.run_dir is None:
             return
-        for path, stamp in self.finished.items():
+        for path, stamp in list(self.finished.items()):
             if not path.exists():
                 self.problems.append(f"lost: {path.name} of {path.parent.name}")
+                del self.finished[path]
             elif _stamp(path) != stamp:
                 self.problems.append(f"written again: {path.name} of {path.parent.name}")
         for pattern in FINISHED:
