@@ -33,7 +33,7 @@ MOST_UNSOLVED = 0.05
 """Tolerated fall of the share of search items with a right answer among SAMPLES (pass@k)."""
 MOST_KL = 1.0
 """Tolerated distance from the base model on text that has nothing to do with the task, in nats per token."""
-MOST_STRANGE = 3.0
+MOST_STRANGE = 4.0
 """Tolerated fall of the base model's log-probability of the model's own answers to that text, in nats per token."""
 MOST_SAME = 0.25
 """Tolerated rise of the share of unlike questions that get one and the same answer."""

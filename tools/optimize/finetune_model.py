@@ -25,23 +25,22 @@ def legal_training(context: ToolContext) -> Grid | None:
     # A second pass over many examples takes the time in which others could be generated and trained on.
     large = any(num_training_examples(store, start) >= LARGE_SET for start in starts)
     epochs = [1] if large else [1, 2]
-    if latest is None:
-        return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.001, 0.002]}
     # An adapter is always an adapter of the base model, so a full model is trained on in full.
-    methods = methods if latest["settings"]["method"] == "lora" else ["full"]
-    # What is trained already breaks at the rate that a fresh adapter needs.
-    return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.0005, 0.001]}
+    methods = methods if latest is None or latest["settings"]["method"] == "lora" else ["full"]
+    return {"start_from": starts, "method": methods, "epochs": epochs}
 
 
 def latest_model(store: RunStore) -> str:
     """Return the model to go on from: the champion, or a just rejected candidate that was better on search items.
 
-    Such a candidate may have learned something that its verdict could not prove; with more data it may.
+    Such a candidate may have learned something that its verdict could not prove; with more data it may. One that a
+    guard refused has lost something, and would pass that on.
     """
     champion = store.champion()
-    newest = next((verdict["model"] for verdict in store.verdicts()[-1:]), champion)
-    if newest == champion:
+    last = next(iter(store.verdicts()[-1:]), None)
+    if last is None or last["model"] == champion or last.get("refused_by"):
         return champion
+    newest = last["model"]
     found, needed = store.score(newest), store.score(champion)
     assert found is not None and needed is not None, "every judged model was measured on search items"
     return newest if found["score"] > needed["score"] else champion
@@ -70,7 +69,7 @@ def finetune_model(
     run: ToolRun,
     start_from: Literal["latest", "base"] = "latest",
     method: Literal["lora", "full"] = "lora",
-    learning_rate: Literal[0.0005, 0.001, 0.002] = 0.001,  # type: ignore[valid-type]
+    learning_rate: Literal[0.0005, 0.001] = 0.001,  # type: ignore[valid-type]  # at 0.002 other skills break
     schedule: Literal["linear", "cosine"] = "linear",
     epochs: Literal[1, 2] = 1,
 ) -> Json:
