@@ -395,4 +395,6 @@ def test_what_training_offers(
         store.put("evals", f"g{number}", {"model": f"m{number}", "split": "gate", "shots": 0, "accepted": kept})
     store.put("data", "new", {"kind": "train", "num_examples": num_new})
     context = ToolContext(store, cast(Jobs, None), cast(Judge, None), 0, "sums")
-    assert legal_training(context) == {"start_from": starts, "method": ["lora"], "epochs": epochs}
+    grid = legal_training(context)
+    assert grid is not None and grid["learning_rate"] == [0.0005, 0.001][not accepted :]
+    assert grid == {"start_from": starts, "method": ["lora"], "epochs": epochs, "learning_rate": grid["learning_rate"]}

@@ -10,7 +10,7 @@ REHEARSAL_SHARE = 0.25
 """Earlier examples among the new ones when training goes on, as many of each difficulty: new data is hard data, and
 what is learned no more is forgotten."""
 
-GUARD_TOKENS = 12_000
+GUARD_TOKENS = 9_000
 """Of the guards on a candidate that passed the gate, as measured with the default model: their prompts are fixed."""
 
 

@@ -27,7 +27,9 @@ def legal_training(context: ToolContext) -> Grid | None:
     epochs = [1] if large else [1, 2]
     # An adapter is always an adapter of the base model, so a full model is trained on in full.
     methods = methods if latest is None or latest["settings"]["method"] == "lora" else ["full"]
-    return {"start_from": starts, "method": methods, "epochs": epochs}
+    # From the base a low rate only learns less: there is nothing yet that it could break.
+    rates = [0.001] if latest is None else [0.0005, 0.001]
+    return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": rates}
 
 
 def latest_model(store: RunStore) -> str:
