@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 
 from agent.statistics import sign_test
 from memory.records import read_jsonl
-from memory.store import BASE, RunStore
+from memory.store import BASE
 from tools.contract import Jobs, Json
 from tools.tasks.base import Item, Task, Verdict
 from tools.tasks.judge import JudgeScorer
@@ -142,10 +142,7 @@ FROM_PROBES: tuple[Guard, ...] = (coverage, drift, retention, variety, refusal)
 class Guards:
     """Collects the evidence and asks every guard."""
 
-    def __init__(
-        self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess | JudgeScorer, folder: Path
-    ) -> None:
-        self.store = store
+    def __init__(self, jobs: Jobs, task: Task, scorer: ScorerProcess | JudgeScorer, folder: Path) -> None:
         self.jobs = jobs
         self.task = task
         self.scorer = scorer

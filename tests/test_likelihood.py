@@ -21,17 +21,6 @@ def engine(tiny_model: Path) -> TransformersEngine:
     return TransformersEngine(tiny_model, "float32")
 
 
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
-    return tmp_path / "adapter"
-
-
 def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
     chats = [build_messages(question, []) for question in QUESTIONS]
     engine.use_model(adapter)
