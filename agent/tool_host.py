@@ -30,7 +30,7 @@ _ASKED: dict[str, tuple[Any, ...]] = {
     "remove_overlaps": (list,),
 }
 """What a tool may ask for, and the kinds of its arguments."""
-_OFFERED = {"tool": str, "summary": str, "grid": dict, "tokens": list}
+_OFFERED = {"tool": str, "stage": str, "summary": str, "grid": dict, "tokens": list}
 
 
 class ToolHostError(RuntimeError):

@@ -375,10 +375,9 @@ def test_rehearsal_takes_as_many_of_each_difficulty() -> None:
     ("accepted", "num_new", "starts", "epochs"),
     [
         ([], 100, ["base"], [1, 2]),
-        ([], 600, ["base"], [1]),
+        ([], 600, ["base"], [2, 3, 4]),
         ([True], 100, ["latest"], [1, 2]),
-        ([True, False], 100, ["latest", "base"], [1, 2]),
-        ([True, True, False], 300, ["latest", "base"], [1]),  # the base would read 540 examples
+        ([True, False], 400, ["latest", "base"], [2, 3, 4]),
     ],
 )
 def test_what_training_offers(
