@@ -30,7 +30,7 @@ _ASKED: dict[str, tuple[Any, ...]] = {
     "remove_overlaps": (list,),
 }
 """What a tool may ask for, and the kinds of its arguments."""
-_OFFERED = {"tool": str, "summary": str, "grid": dict, "tokens": list}
+_OFFERED = {"tool": str, "stage": str, "summary": str, "grid": dict, "tokens": list}
 
 
 class ToolHostError(RuntimeError):
@@ -52,7 +52,10 @@ class ToolHost:
         task: str = "",
         closed: Iterable[Path] = (),
     ) -> None:
-        """Take the user's tool files; run_dir None = the tools can only be described. closed: see `closed_to_tools`."""
+        """Take the user's tool files; run_dir None = the tools can only be described.
+
+        closed: what tools may not read, see `agent.sealing.closed_places`.
+        """
         self.run_dir = run_dir
         closed_paths = [str(path) for path in closed]
         run = None if run_dir is None else str(run_dir)
