@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,13 +34,13 @@ def announce(run_dir: Path) -> None:
 
 def agent_of(run_dir: Path) -> psutil.Process | None:
     """Return the process that works on a run, None when there is none. Another one with its old number is none."""
-    if not views.is_locked(run_dir) or not agent_file(run_dir).exists():
+    if not views.is_locked(run_dir):
         return None
-    told = read_json(agent_file(run_dir))
     try:
+        told = read_json(agent_file(run_dir))
         process = psutil.Process(told["pid"])
         return process if abs(process.create_time() - told["started"]) < SAME_START_S else None
-    except psutil.NoSuchProcess:
+    except (FileNotFoundError, psutil.NoSuchProcess):  # it ended between two looks
         return None
 
 
@@ -52,7 +53,8 @@ def stop(args: Namespace) -> Outcome:
         where = f"run {args.run}" if args.run is not None else f"any run in {runs_dir}"
         raise ValueError(f"no agent is at work on {where}, or it is just starting; `run_agent.py list` shows the runs")
     run_dir, agent = working[0]
-    agent.send_signal(AT_ONCE if args.now else signal.SIGTERM)
+    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+        agent.send_signal(AT_ONCE if args.now else signal.SIGTERM)
     if not args.now:
         from agent.console import Console
 

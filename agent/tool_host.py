@@ -188,7 +188,7 @@ class ToolHost:
     def _receive(self) -> Json:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # nothing, or half a line of a host that was killed while it wrote
             raise _Died
         try:
             message = json.loads(line)

@@ -4,8 +4,10 @@ A kill is SIGKILL to the agent, the worker, the tool host, or agent and worker, 
 """
 
 import hashlib
+import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -29,10 +31,15 @@ VICTIMS = {
     "tool host": ("tools.host",),
     "agent and worker": ("agent", "tools.jobs.worker"),
 }
-FINISHED = ("jobs/*/result.json", "calls/*", "data/*/manifest.json", "models/*/model.json", "evals/*/record.json")
+FINISHED = (
+    "jobs/*/result.json", "calls/*", "data/*/manifest.json", "models/*/model.json", "evals/*/record.json",
+    "lessons/*/lesson.json",
+)  # fmt: skip
 """What is written once, when a piece of work is finished."""
 TICK_S = 0.05
 MOST_STARTS = 40
+MOST_SILENT_S = 900.0
+"""An agent that writes no event for so long hangs."""
 EXPECTED_FAILURES = ("the worker died", "the process in which tools run ended")
 """A job or a call that lost its process twice ends the agent; `resume` goes on."""
 
@@ -69,6 +76,8 @@ class DrivenRun:
         """Inode and write time of what was finished when it was first seen."""
         self.processes: list[psutil.Process] = []
         self.num_starts = 0
+        self.log = self.runs_dir / "said.log"
+        self._launched_at = 0.0
         self._resumed: tuple[float, int] | None = None
         """When the agent was resumed and the last event before, until its first work is seen."""
 
@@ -95,7 +104,8 @@ class DrivenRun:
             flags = ["--runs-dir", str(self.runs_dir)]
             self._resumed = (time.time(), self._last_seq())
         self.num_starts += 1
-        with (self.runs_dir / "said.log").open("a") as log:
+        self._launched_at = time.time()
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "run_agent.py"), command, "--json", *flags],
                 cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -105,39 +115,50 @@ class DrivenRun:
         """Wait for a condition, resuming an agent that ended before the run did; False when the run has ended."""
         while not condition():
             if self.process.poll() is not None:
+                self._look_at_exit()
                 if self._ended():
                     self._look_for_work()
                     return False
-                self._go_on()
+                self._launch("resume" if self.run_dir else "start")
             self._look_for_work()
+            self._expect_life()
             time.sleep(TICK_S)
         return True
 
-    def _go_on(self) -> None:
-        if self.process.returncode >= 0:
-            report = self.run_dir and self.run_dir / "report.json"
-            error = str(read_json(report)["error"]) if report and report.exists() else "no report"
-            if not any(expected in error for expected in EXPECTED_FAILURES):
-                self.problems.append(f"exit code {self.process.returncode}: {error}")
-        if self.num_starts > MOST_STARTS:
-            raise SystemExit(f"the run in {self.runs_dir} does not end: {self.problems}")
-        self._launch("resume" if self.run_dir else "start")
+    def _look_at_exit(self) -> None:
+        """Note as a problem when an agent that was not killed ended in a way that a kill does not explain."""
+        code, last_line = self.process.returncode, (self.log.read_text().splitlines() or ["nothing said"])[-1]
+        explained = code == 1 and any(expected in last_line for expected in EXPECTED_FAILURES)
+        if code != 0 and not explained:
+            said = json.loads(last_line)["error"] if last_line.startswith("{") else last_line
+            self.problems.append(f"exit code {code}: {said}")
+
+    def _expect_life(self) -> None:
+        """Raise SystemExit for a run that does not get on."""
+        events = self.run_dir and self.run_dir / "events.jsonl"
+        heard = events.stat().st_mtime if events and events.exists() else 0.0
+        if self.num_starts > MOST_STARTS or time.time() - max(heard, self._launched_at) > MOST_SILENT_S:
+            raise SystemExit(f"the run in {self.runs_dir} does not end: {self.num_starts} starts, {self.problems}")
 
     def _kill(self, victim: str) -> bool:
         """Kill; False when the run ended before the victim was there."""
         names = VICTIMS[victim]
         if not self._wait(lambda: self.process.poll() is None and set(names) <= self._parts().keys()):
             return False
-        under_way = self._under_way()
-        self.remember_finished()
-        parts = self._parts()
-        self.processes += parts.values()
+        under_way, parts = self._under_way(), self._parts()
+        with suppress(psutil.NoSuchProcess):
+            self.processes += [parts["agent"], *parts["agent"].children(recursive=True)]
+        killed = False
         for name in random.sample(names, len(names)):
-            if name in parts:
+            with suppress(KeyError, psutil.NoSuchProcess):  # it has just ended, maybe because the other one was killed
                 parts[name].kill()
-        self.kills.append(Kill(victim, under_way))
+                killed = True
         if "agent" in names:
-            self.process.wait()
+            killed = self.process.wait() == -signal.SIGKILL
+        if killed:
+            self.kills.append(Kill(victim, under_way))
+        self.remember_finished()
+        if "agent" in names and killed:
             self._resumed = None
             self._launch("resume" if self.run_dir else "start")
         return True
@@ -215,14 +236,22 @@ class DrivenRun:
 
     def orphans(self) -> int:
         """Return how many processes of killed agents still run, a while after the run ended."""
-        _, alive = psutil.wait_procs(self.processes, timeout=10)
-        return len(alive)
+        until = time.monotonic() + 10
+        while (alive := sum(map(_is_alive, self.processes))) and time.monotonic() < until:
+            time.sleep(TICK_S)
+        return alive
 
 
 def _passed(seconds: float) -> Callable[[], bool]:
     """Return a condition that holds so many seconds from now."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() >= until
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -255,6 +284,7 @@ def outcome(run_dir: Path) -> Json:
     return {
         "verdicts": list(read_jsonl(run_dir / "referee" / "verdicts.jsonl")),
         "decisions": decided,
+        "lessons": [row["text"] for row in read_jsonl(run_dir.parent / "lessons.jsonl")],
         "final scores": report["final"],
         "stop reason": report["stop_reason"],
         "tokens": report["tokens"],

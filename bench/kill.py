@@ -93,7 +93,10 @@ def reference_of(scenario: Scenario) -> Reference:
     }
     wall_s = events[-1]["spent_s"]
     verdicts = ["accepted" if row["accepted"] else "rejected" for row in outcomes[0]["verdicts"]]
-    print(f"{scenario.name}: undisturbed {wall_s:.0f} s, {len(tools)} steps, verdicts {verdicts}, twice the same")
+    print(
+        f"{scenario.name}: undisturbed {wall_s:.0f} s, {len(tools)} steps, verdicts {verdicts}, twice the same",
+        flush=True,
+    )
     return Reference(outcomes[0], tools, wall_s)
 
 

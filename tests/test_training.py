@@ -254,9 +254,11 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert RunStore(killed).all("models") == []
 
-    # The newest one was being written when the process ended: it does not count.
-    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-5")
+    # Those that were being written when a process ended do not count.
+    for name in ("checkpoint-5", "checkpoint-6"):
+        shutil.copytree(checkpoints / "checkpoint-4", checkpoints / name)
     (checkpoints / "checkpoint-5" / "trainer_state.json").unlink()
+    (checkpoints / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 0.')
     steps: list[int] = []
 
     class WatchedJob(Job):

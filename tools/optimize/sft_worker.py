@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from memory.records import content_id
+from memory.records import content_id, read_json
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
@@ -270,10 +270,18 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, method: 
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end (the trainer writes trainer_state.json late)."""
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")  # one rng_state per process
-    complete = [path for path in folder.glob("checkpoint-*") if all(any(path.glob(name)) for name in needed)]
+    """Return the newest checkpoint that was written to its end (the trainer writes trainer_state.json last)."""
+    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    needed = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")  # one rng_state per process
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except (FileNotFoundError, ValueError):  # not written yet, or half of it
+        return False
+    return all(any(checkpoint.glob(name)) for name in needed)
 
 
 def train_in_processes(job: Job, count: int) -> Json:
