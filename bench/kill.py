@@ -13,6 +13,7 @@ import argparse
 import random
 import shutil
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -123,12 +124,14 @@ def draw_aims(reference: Reference, count: int, chance: random.Random) -> list[A
 
 def killed_run(scenario: Scenario, reference: Reference, count: int, number: int) -> Json:
     """Do one run with so many kills, as far as it lasts, and return what was found."""
+    began = time.monotonic()
     run = DrivenRun(scenario.options)
     run.drive(draw_aims(reference, count, random.Random(f"{scenario.name}/{number}")))
     assert run.run_dir is not None
-    found = {
+    found: Json = {
         "model": scenario.name,
         "kills": [kill._asdict() for kill in run.kills],
+        "wall_s": round(time.monotonic() - began),
         "resume_s": [round(seconds, 1) for seconds in run.resume_s],
         "problems": run.problems,
         "damaged": damaged_files(run.run_dir),
@@ -137,7 +140,8 @@ def killed_run(scenario: Scenario, reference: Reference, count: int, number: int
         "folder": str(run.runs_dir),
     }
     victims = ", ".join(f"{count} {name}" for name, count in Counter(kill.victim for kill in run.kills).items())
-    shown = [f"{scenario.name} {number}", len(run.kills), victims, ", ".join(map(str, found["resume_s"]))]
+    shown = [f"{scenario.name} {number}", len(run.kills), victims, found["wall_s"]]
+    shown += [", ".join(map(str, found["resume_s"]))]
     shown += ["; ".join(found["problems"]), "; ".join(found["damaged"]), ", ".join(found["differs_in"])]
     print("|", " | ".join(map(str, [*shown, found["orphans"]])), "|", flush=True)
     if not any(found[part] for part in ("problems", "damaged", "differs_in", "orphans")):
@@ -163,8 +167,8 @@ def main() -> None:
         wanted += [(default_scenario(arguments.seed), num_default)] if num_default else []
         for scenario, num_kills in wanted:
             reference = reference_of(scenario)
-            print("| run | kills | of | resume to work, s | problems | damaged | differs in | orphans |")
-            print("|---|---|---|---|---|---|---|---|")
+            print("| run | kills | of | wall, s | resume to work, s | problems | damaged | differs in | orphans |")
+            print("|---|---|---|---|---|---|---|---|---|")
             done = number = 0
             while done < num_kills:
                 rows.append(killed_run(scenario, reference, min(scenario.kills_per_run, num_kills - done), number))

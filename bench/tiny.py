@@ -56,7 +56,7 @@ def write_letters_task(folder: Path, num_rows: int = NUM_ROWS) -> str:
     return f"{folder / 'letters.jsonl'}?scorer=python:{folder / 'letters.py'}&generated=true"
 
 
-def teach_letters(folder: Path, num_steps: int = 300, batch: int = 64) -> None:
+def teach_letters(folder: Path, num_steps: int = 200, batch: int = 32) -> None:
     """Train the tiny model in this folder to answer with one letter (seconds)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,6 +64,8 @@ def teach_letters(folder: Path, num_steps: int = 300, batch: int = 64) -> None:
     from tools.engines.base import Message
     from tools.optimize.collate import PrefixCollator, tokenise
 
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on so small a model threads wait for each other most of the time
     torch.manual_seed(0)
     chance, questions = random.Random(0), _questions(NUM_ROWS)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -80,6 +82,7 @@ def teach_letters(folder: Path, num_steps: int = 300, batch: int = 64) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(num_threads)
     model.save_pretrained(folder)
 
 
