@@ -62,7 +62,11 @@ def tiny_scenario(folder: Path, seed: int) -> Scenario:
     # Where a line is not legal as it stands (curation and training offer what fits), the rules choose the arguments.
     script = [{"tool": tool, "arguments": arguments.get(tool, {})} for tool in ROUND] * 2
     write_jsonl(folder / "script.jsonl", script)
-    options = {"task": write_letters_task(folder), "model": str(model), "planner": f"scripted:{folder}/script.jsonl"}
+    options: Json = {
+        "task": write_letters_task(folder),
+        "model": str(model),
+        "planner": f"scripted:{folder}/script.jsonl",
+    }
     options |= {"search_items": 20, "gate_items": 60, "final_items": 20, "max_steps": TINY_STEPS}
     return Scenario("tiny", options | {"budget_tokens": 5_000_000, "dtype": "float32", "seed": seed}, 6)
 
