@@ -33,6 +33,8 @@ def test_the_agent_is_the_process_that_holds_the_lock_and_started_then(run_dir: 
         assert agent_of(run_dir) is None, "another process with a number that was used before"
         write_json(agent_file(run_dir), told | {"pid": 2**22 + 1})
         assert agent_of(run_dir) is None
+        agent_file(run_dir).unlink()
+        assert agent_of(run_dir) is None, "it is just starting or ending"
 
 
 def test_stop_signals_nobody_else(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
