@@ -7,7 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from agent.budget import Budget
-from agent.collapse import collapse_sign
+from agent.collapse import collapse_sign, plateau_sign
 from agent.config import RunConfig
 from agent.console import Console
 from agent.metering import MeteredJobs
@@ -163,12 +163,26 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
         services.trace.emit("collapsed", step=state["step"], sign=sign)
         services.console.say(f"  collapse: {sign}")
         return StopReason.COLLAPSE
-    verdicts = [verdict["accepted"] for verdict in store.verdicts()[-REJECTIONS_LIMIT:]]
-    if len(verdicts) == REJECTIONS_LIMIT and not any(verdicts) and store.candidate() is None:
+    sign = None if pending else _plateau(services)
+    if sign is not None:
+        services.trace.emit("plateau", step=state["step"], sign=sign)
+        services.console.say(f"  plateau: {sign}")
         return StopReason.PLATEAU
     if state["step"] >= services.config.max_steps:
         return StopReason.BUDGET
     return StopReason.USER_STOPPED if services.stop_requested else None
+
+
+def _plateau(services: Services) -> str | None:
+    verdicts = services.store.verdicts()
+    newest = [verdict["accepted"] for verdict in verdicts[-REJECTIONS_LIMIT:]]
+    if len(newest) == REJECTIONS_LIMIT and not any(newest):
+        return f"the last {REJECTIONS_LIMIT} candidates were rejected"
+    left = services.budget.tokens_left()
+    if left is None:
+        return None
+    looks = [services.referee.verdict_detail(verdict["model"])["looks"][-1] for verdict in verdicts]
+    return plateau_sign(looks, services.budget.used.tokens, left)
 
 
 def check_claim(store: RunStore, result: Json) -> None:

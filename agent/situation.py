@@ -1,5 +1,6 @@
 """The situation: what the planner decides from, built anew from files each step, and the menu of legal actions."""
 
+from collections import Counter
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,8 @@ from tools.evaluate.costs import final_tokens
 from tools.select.curate_data import num_unused_items
 
 BLANK = "?"
+QUESTION_CHARS, ANSWER_CHARS = 40, 20
+"""Of an example of an error: what the planner's small context has room for."""
 WORK_OF_STAGE = {"optimize": "training", "evaluate": "evaluation"}
 """The kind of work that most of a stage's tokens go into: tokens of training take longer than those of evaluation."""
 
@@ -26,6 +29,7 @@ def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons:
         "few_shot_score": _few_shot_score(store),
         "weakest": None if score is None else score["diagnosis"]["weakest"],
         "errors": None if score is None else score["diagnosis"]["errors"],
+        "error_example": _error_example(store, score),
         "verdicts": ["accepted" if verdict["accepted"] else "rejected" for verdict in store.verdicts()],
         "unused_right_answers": num_unused_items(store, "not_too_easy"),
         "waiting_dataset": next((dataset["num_examples"] for dataset in store.untrained_datasets()), None),
@@ -93,6 +97,7 @@ def situation_text(situation: Json | None) -> str:
         "candidate waiting for evaluation": situation and ("yes" if situation["waiting_candidate"] else "none"),
         "items of the last sampling": _sampling_text(situation and situation["last_sampling"]),
         "errors of the champion": _errors_text(situation and situation["errors"]),
+        "such as": situation and (situation["error_example"] or "none"),
         "last training, search items": _change_text(situation and situation["last_change"]),
         "tokens per point gained": situation and (situation["tokens_per_point"] or "no gain yet"),
         "budget left": situation and f"{situation['budget_left_percent']} %",
@@ -136,6 +141,20 @@ def _few_shot_score(store: RunStore) -> Json | None:
     records = [record for record in store.all("evals") if record["model"] == BASE and record["split"] == "search"]
     found = next((record for record in records if record["shots"] > 0), None)
     return None if found is None else {key: found[key] for key in FIGURE if key in found}
+
+
+def _error_example(store: RunStore, score: Json | None) -> str | None:
+    """Return one wrong answer of the champion to a search item, of its most frequent kind of error; None without."""
+    rows = [] if score is None else store.rows("evals", score["id"], "items.jsonl")
+    wrong = [row for row in rows if row["verdict"] != "right"]
+    kinds = Counter(row["verdict"] for row in wrong).most_common(1)
+    row = next((row for row in wrong if row["verdict"] == kinds[0][0]), None)
+    # A model's answer may be anything: on one line, and short.
+    return row and f"...{_line(row['question'])[-QUESTION_CHARS:]} {_line(row['answer'])[:ANSWER_CHARS]!r}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _last_sampling(store: RunStore) -> Json | None:

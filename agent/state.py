@@ -30,7 +30,7 @@ class StopReason(StrEnum):
 
 _SENTENCES = {
     StopReason.GOAL: "The champion reached the goal on the search split.",
-    StopReason.PLATEAU: "The last four candidates in a row were rejected: training no longer helps.",
+    StopReason.PLATEAU: "More of the same no longer helps (the trace says how that shows).",
     StopReason.BUDGET: "The budget does not afford another action beside the final evaluation.",
     StopReason.NOTHING_VERIFIABLE: (
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "

@@ -7,6 +7,7 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
   collapsed     sign (what in the samples says so)    judge_checked note (what the gold set said of a judge)
+  plateau       sign (what in the verdicts says so)
   final         n, base_zero_shot, base_few_shot, champion (scores with intervals)
 `usage` is {"wall_s", "cpu_s", "tokens"}. A step's events share the span "step-<n>" whose parent is "run".
 """

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.collapse import collapse_sign
+from agent.collapse import LEAST_HOPE, collapse_sign, plateau_sign
+from agent.statistics import paired_gain
 from tools.acquire.health import sample_health
 
 
@@ -76,3 +77,26 @@ def test_each_sign_is_named_with_its_numbers(changes: Any, sign: str) -> None:
 )
 def test_a_healthy_run_goes_on(samplings: list[Any]) -> None:
     assert collapse_sign(samplings) is None
+
+
+def look(fixed: int, broken: int, n: int = 600) -> Any:
+    return {"num_fixed": fixed, "num_broken": broken, "num_items": n}
+
+
+def test_the_interval_of_a_gain_is_wide_for_few_items_and_never_empty() -> None:
+    gain, low, high = paired_gain(60, 30, 600)
+    assert gain == pytest.approx(30 / 602) and 0 < low < gain < high < 0.1
+    assert paired_gain(6, 3, 60)[1] < 0
+    assert paired_gain(0, 0, 100)[1] < 0 < paired_gain(0, 0, 100)[2]
+
+
+def test_a_run_goes_on_while_the_newest_gains_may_still_pay() -> None:
+    gaining, stuck = [look(60, 20)] * 3, [look(30, 32)] * 3
+    assert plateau_sign(gaining, 300_000, 100_000) is None
+    assert plateau_sign([look(60, 20)], 300_000, 1) is None, "one candidate says too little"
+    said = plateau_sign(stuck, 300_000, 20_000)
+    assert said is not None and "-0.3 points" in said and "20,000 tokens left" in said
+    assert plateau_sign(stuck, 300_000, 200_000) is None, "much is left: the upper bound is a hope"
+    assert plateau_sign([*gaining, *stuck], 600_000, 20_000) is not None, "the newest ones count"
+    assert plateau_sign([look(1, 200)] * 3, 300_000, 10**9) is not None, "no budget helps what only breaks"
+    assert LEAST_HOPE > 0

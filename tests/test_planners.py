@@ -87,6 +87,7 @@ def full_situation(context: ToolContext) -> Json:
         "waiting_candidate": True,
         "last_sampling": {"never": 50, "sometimes": 30, "always": 20, "n": 100},
         "errors": {"wrong": 90, "malformed": 6},
+        "error_example": "...1 + 2 = '4'",
         "last_change": {"fixed": 21, "broken": 8, "n": 128},
         "tokens_per_point": 4321,
     }
@@ -232,14 +233,14 @@ def test_a_blank_situation_has_the_same_lines_and_no_values(context: ToolContext
     assert [line.split(": ")[0] for line in known] == [line.split(": ")[0] for line in blank]
     assert all(line.split(": ", 1)[1] == BLANK for line in blank)
     assert not any(line.endswith(f": {BLANK}") for line in known)
-    assert len(known) == len(set(known)) == 14
+    assert len(known) == len(set(known)) == 15
 
 
 def test_the_situation_says_what_is_known(context: ToolContext) -> None:
     text = situation_text(full_situation(context))
     for words in (
         "25 % right (n=128)", "50 % right", "2 digits (12 % of 8)", "accepted rejected", "77", "99", "yes",
-        "50 % never, 30 % sometimes, 20 % always", "90 wrong, 6 malformed", "21 fixed, 8 broken", "4321",
+        "50 % never, 30 % sometimes, 20 % always", "90 wrong, 6 malformed", "1 + 2 = '4'", "21 fixed, 8 broken", "4321",
         "100 %", "curate_data: size 7", "Go on.",
     ):  # fmt: skip
         assert words in text

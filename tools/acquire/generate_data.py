@@ -113,6 +113,9 @@ def sample_items(job: Job, **args: Any) -> Json:
         job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
     rows = _whole_chunks(list(read_jsonl(partial)))
     right = [row for row in rows if row["right"]]
+    num_unscored = sum(row["verdict"] in ("error", "timeout") for row in rows)
+    if num_unscored == len(rows):
+        raise ToolError(f"the scorer failed on every answer ({job.resident.scorer.errors.first}); mend it and resume")
     first = [row for row in rows if row["sample"] < FIRST_SAMPLES]  # later ones went to the hard items only
     manifest = args | {
         "kind": "samples",
@@ -122,13 +125,14 @@ def sample_items(job: Job, **args: Any) -> Json:
         "num_samples": len(rows),
         "num_right": len(right),
         "num_items_right": len({row["item_id"] for row in right}),
+        "num_unscored": num_unscored,
         "num_distinct_right": len({row["example_id"] for row in right}),
         "pass_rate": sum(row["right"] for row in first) / max(1, len(first)),
         "num_tokens": job.resident.engine.tokens_processed - before,
         "health": sample_health(rows, FIRST_SAMPLES),
     }
     store.put("data", dataset_id, manifest, {"samples.jsonl": rows, "right.jsonl": right})
-    shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
+    shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_unscored", "num_dropped_overlap")
     return {"dataset": dataset_id, "pass_rate": round(manifest["pass_rate"], 4)} | {key: manifest[key] for key in shown}
 
 
