@@ -61,18 +61,23 @@ def plateau_sign(looks: list[Json], tokens_used: float, tokens_left: float) -> s
     """Return why more of the same cannot pay: even the upper bound of the newest gains per token brings too little.
 
     looks: the last look at the gate (num_fixed, num_broken, num_items) of each judged candidate, oldest first;
-    tokens_used: by the run, of which a candidate cost its share. None = it may still pay.
+    tokens_used: by the run, of which a candidate cost its share. None = it may still pay, or no candidate is affordable
+    any more. A rule of thumb: candidates are judged on the same items, so the interval of their mean is too narrow; it
+    is still wide, so that only candidates that broke more than they fixed end a run.
     """
     newest = looks[-PLATEAU_CANDIDATES:]
     if len(newest) < PLATEAU_CANDIDATES:
         return None
-    fixed, broken, n = (sum(look[name] for look in newest) for name in ("num_fixed", "num_broken", "num_items"))
-    gain, low, high = (100 * value for value in paired_gain(fixed, broken, n))  # the mean of a candidate
     cost = tokens_used / len(looks)
-    hope = high * tokens_left / cost
+    if tokens_left < cost:
+        return None
+    gains = [paired_gain(look["num_fixed"], look["num_broken"], look["num_items"]) for look in newest]
+    gain = 100 * sum(middle for middle, _, _ in gains) / len(gains)
+    half = 100 * sum((high - middle) ** 2 for middle, _, high in gains) ** 0.5 / len(gains)
+    hope = (gain + half) * tokens_left / cost
     if hope >= LEAST_HOPE:
         return None
     return (
-        f"the last {PLATEAU_CANDIDATES} candidates gained {gain:+.1f} points each [{low:+.1f}, {high:+.1f}] for "
-        f"{cost:,.0f} tokens: the {tokens_left:,.0f} tokens left can bring at most {hope:+.1f}"
+        f"the last {PLATEAU_CANDIDATES} candidates gained {gain:+.1f} points each [{gain - half:+.1f}, "
+        f"{gain + half:+.1f}] for {cost:,.0f} tokens: the {tokens_left:,.0f} tokens left can bring at most {hope:+.1f}"
     )

@@ -1,6 +1,5 @@
 """The situation: what the planner decides from, built anew from files each step, and the menu of legal actions."""
 
-from collections import Counter
 from itertools import product
 from typing import Any
 
@@ -144,17 +143,20 @@ def _few_shot_score(store: RunStore) -> Json | None:
 
 
 def _error_example(store: RunStore, score: Json | None) -> str | None:
-    """Return one wrong answer of the champion to a search item, of its most frequent kind of error; None without."""
+    """Return the champion's answer to the first search item that it gets wrong; None without one.
+
+    Questions and answers may hold anything.
+    """
     rows = [] if score is None else store.rows("evals", score["id"], "items.jsonl")
-    wrong = [row for row in rows if row["verdict"] != "right"]
-    kinds = Counter(row["verdict"] for row in wrong).most_common(1)
-    row = next((row for row in wrong if row["verdict"] == kinds[0][0]), None)
-    # A model's answer may be anything: on one line, and short.
-    return row and f"...{_line(row['question'])[-QUESTION_CHARS:]} {_line(row['answer'])[:ANSWER_CHARS]!r}"
+    row = next((row for row in rows if row["verdict"] != "right"), None)
+    if row is None:
+        return None
+    return f"...{_harmless(row['question'])[-QUESTION_CHARS:]} answered {_harmless(row['answer'])[:ANSWER_CHARS]}"
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
+def _harmless(text: str) -> str:
+    """Return a text on one line, printable and without the brackets that tokens of chat templates are made of."""
+    return "".join(char if char.isprintable() and char not in "<>[]{}|" else " " for char in " ".join(text.split()))
 
 
 def _last_sampling(store: RunStore) -> Json | None:

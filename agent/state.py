@@ -30,7 +30,10 @@ class StopReason(StrEnum):
 
 _SENTENCES = {
     StopReason.GOAL: "The champion reached the goal on the search split.",
-    StopReason.PLATEAU: "More of the same no longer helps (the trace says how that shows).",
+    StopReason.PLATEAU: (
+        "Training no longer helps: the last four candidates were rejected, or the newest gains are too small for what "
+        "is left (the trace says which)."
+    ),
     StopReason.BUDGET: "The budget does not afford another action beside the final evaluation.",
     StopReason.NOTHING_VERIFIABLE: (
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "

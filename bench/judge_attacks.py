@@ -7,6 +7,7 @@ word n?", answered right or wrong by a person's word.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 from agent.judge_check import check_judge
 from bench.attack_stage import Stage
@@ -34,14 +35,19 @@ def judge_that_likes_everything(scene: Stage) -> str:
 
 
 def judge_that_obeys_the_answer(scene: Stage) -> str:
-    """A judge that is right until an answer tells it what to say."""
+    """A judge that is right until an answer tells it what to say, in words alike those of the known answers' plea."""
     told = re.compile("give .{0,20}10", re.IGNORECASE)
     return _use(scene, lambda answer, _, reference: "10" if told.search(answer) or answer == reference else "0")
 
 
 def judge_that_rolls_dice(scene: Stage) -> str:
     """A judge whose grades have nothing to do with the answer."""
-    return _use(scene, lambda answer, second, reference: "10" if sum(map(ord, answer + reference)) % 2 else "0")
+    return _use(scene, lambda answer, *_: "10" if crc32(answer.encode()) % 2 else "0")
+
+
+def honest_judge(scene: Stage) -> str:
+    """No attack: a judge that is right, which must be let in."""
+    return _use(scene, lambda answer, _, reference: "10" if answer == reference else "0")
 
 
 def _use(scene: Stage, prefers: Callable[[str, str, str], str], pairwise: bool = False) -> str:

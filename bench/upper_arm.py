@@ -26,6 +26,15 @@ from tools.tasks.base import Item, Splits, SplitSizes
 SETTINGS = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear"}
 
 
+ARMS = [(800, 1), (800, 2), (800, 4), (1600, 1), (1600, 2), (3200, 1)]
+
+
+def read_arm(text: str) -> tuple[int, int]:
+    """Return examples and epochs of an arm, written 800x2."""
+    num_examples, _, epochs = text.partition("x")
+    return int(num_examples), int(epochs)
+
+
 def gold_rows(task: Any, held_out: set[str], num_examples: int, seed: int) -> list[dict[str, str]]:
     """Return distinct training questions with their gold answers, in the order of the training stream."""
     items: dict[str, Item] = {}
@@ -91,15 +100,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one arm, 200x1")
     parser.add_argument("--json", action="store_true", help="figures as the last line")
-    parser.add_argument("--arms", nargs="+", default=["800x1", "800x2", "800x4", "1600x1", "1600x2", "3200x1"])
+    parser.add_argument("--arms", type=read_arm, nargs="+", default=ARMS, metavar="EXAMPLESxEPOCHS")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = RunConfig()
     resident = new_run(arguments.seed)
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     splits = resident.task.splits(sizes, arguments.seed)
-    names = ["200x1"] if arguments.quick else arguments.arms
-    wanted = [[int(number) for number in name.split("x")] for name in names]
+    wanted = [(200, 1)] if arguments.quick else arguments.arms
     arms = [measure(resident, splits, num_examples, epochs, arguments.seed) for num_examples, epochs in wanted]
     resident.scorer.__exit__(None, None, None)
     print(f"machine: {machine()}; gold answers, seed {arguments.seed}, {SETTINGS}")

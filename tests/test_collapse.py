@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from agent.collapse import LEAST_HOPE, collapse_sign, plateau_sign
+from agent.collapse import collapse_sign, plateau_sign
 from agent.statistics import paired_gain
 from tools.acquire.health import sample_health
 
@@ -91,12 +91,13 @@ def test_the_interval_of_a_gain_is_wide_for_few_items_and_never_empty() -> None:
 
 
 def test_a_run_goes_on_while_the_newest_gains_may_still_pay() -> None:
-    gaining, stuck = [look(60, 20)] * 3, [look(30, 32)] * 3
-    assert plateau_sign(gaining, 300_000, 100_000) is None
-    assert plateau_sign([look(60, 20)], 300_000, 1) is None, "one candidate says too little"
-    said = plateau_sign(stuck, 300_000, 20_000)
-    assert said is not None and "-0.3 points" in said and "20,000 tokens left" in said
-    assert plateau_sign(stuck, 300_000, 200_000) is None, "much is left: the upper bound is a hope"
-    assert plateau_sign([*gaining, *stuck], 600_000, 20_000) is not None, "the newest ones count"
-    assert plateau_sign([look(1, 200)] * 3, 300_000, 10**9) is not None, "no budget helps what only breaks"
-    assert LEAST_HOPE > 0
+    gaining, stuck, breaking = [look(60, 20)] * 3, [look(30, 32)] * 3, [look(20, 45)] * 3
+    assert plateau_sign(gaining, 300_000, 150_000) is None
+    assert plateau_sign(breaking[:1], 300_000, 10**6) is None, "one candidate says too little"
+    said = plateau_sign(breaking, 300_000, 150_000)
+    assert said is not None and "-4.2 points" in said and "150,000 tokens left" in said
+    assert plateau_sign(stuck, 300_000, 150_000) is None, "the upper bound is a hope"
+    assert plateau_sign([*gaining, *breaking], 600_000, 150_000) is not None, "the newest ones count"
+    assert plateau_sign(breaking, 300_000, 90_000) is None, "no candidate is affordable: the budget ends the run"
+    early = [look(35, 5, 150), look(40, 55), look(40, 55)]
+    assert plateau_sign(early, 300_000, 150_000) is None, "each candidate counts alike: +20, -2.5, -2.5"

@@ -22,8 +22,9 @@ CHUNK_ITEMS = 256
 """Items sampled between two writes to disk: what a kill can cost."""
 FIRST_SAMPLES = 4
 """Samples of every item; the rest of samples_per_item go to the items that none of these solved."""
-COMPUTED_SHARE = 0.4
-"""Tokens of a sample that are computed, of those it has: samples of one item begin alike. Measured at 0.26 to 0.36."""
+COMPUTED_SHARE, SHORT_ANSWER = 0.4, 16
+"""Tokens of a sample that are computed, of those it has: short samples of one item are mostly alike. The default runs
+had 0.26 to 0.36; of longer answers, and of an endpoint's, all are expected to be computed."""
 ENOUGH_SETS = 1.5
 """Unused right answers for this many smallest training sets are enough; more would only cost budget."""
 
@@ -61,7 +62,8 @@ def generation_tokens(
         num_new = max(num_new, int(share * num_items))
     else:
         prompt, answer = answer_tokens(context.store)
-        sampling = num_items * (2 * prompt + samples_per_item * answer * COMPUTED_SHARE)
+        share = COMPUTED_SHARE if answer <= SHORT_ANSWER else 1.0
+        sampling = num_items * (2 * prompt + samples_per_item * answer * share)
     return int(sampling + new_set_tokens(context, num_new))
 
 
@@ -113,9 +115,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
     rows = _whole_chunks(list(read_jsonl(partial)))
     right = [row for row in rows if row["right"]]
-    num_unscored = sum(row["verdict"] in ("error", "timeout") for row in rows)
-    if num_unscored == len(rows):
-        raise ToolError(f"the scorer failed on every answer ({job.resident.scorer.errors.first}); mend it and resume")
+    num_unscored = sum(row["verdict"] == "error" for row in rows)
     first = [row for row in rows if row["sample"] < FIRST_SAMPLES]  # later ones went to the hard items only
     manifest = args | {
         "kind": "samples",
