@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from agent import commands, report
+from agent.tool_commands import add_tools
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -77,9 +78,7 @@ def build_parser() -> Parser:
     add("tail", commands.trace_tail, "one line per event as it comes, until the run ends", "the newest", trace)
     page = add("report", report.report, "write one HTML page about a run, also while it works", "the newest")
     page.add_argument("--out", metavar="FILE", help="the page (default: report.html in the run's folder)")
-    tools = add("list", commands.tools_list, "tools and their arguments", under=group("tools", "what the agent can do"))
-    tools.add_argument("name", nargs="?", metavar="TOOL", help="this tool only, with its whole description")
-    tools.add_argument("--tools", action="append", metavar="FILE", help="file with tools of your own")
+    add_tools(add, group("tools", "what the agent can do, and how to give it more"))
     add("list", commands.tasks_list, "forms and names of tasks", under=group("tasks", "what can be learned"))
     attempt = add("try", commands.try_prompt, "answer a prompt with base and champion side by side", "needed")
     attempt.add_argument("prompt", metavar="PROMPT")

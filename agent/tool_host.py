@@ -10,6 +10,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tools.jobs.client import REPOSITORY
 
 MAX_DEATHS = 2
 """How often one request may take the host down before the run stops (resumable)."""
+LOAD_LIMIT_S = 120.0
+"""Wall seconds within which the tools must be imported and described."""
 _JOB = re.compile(r"(tools|memory)(\.\w+)+:[a-z]\w*")
 """Functions that tools may run in the worker: those of this program. A tool's own code runs in the host."""
 
@@ -41,6 +45,10 @@ class _Died(Exception):
     """The host's process ended in the middle of a request."""
 
 
+class _Late(Exception):
+    """The host's process did not answer in time and was ended."""
+
+
 class ToolHost:
     """Describes, offers and calls the tools of a run. Use as a context manager: leaving it ends the process."""
 
@@ -51,13 +59,20 @@ class ToolHost:
         seed: int = 0,
         task: str = "",
         closed: Iterable[Path] = (),
+        limit_s: float = 600.0,
     ) -> None:
-        """Take the user's tool files; run_dir None = the tools can only be described. closed: see `closed_to_tools`."""
+        """Take the user's tool files; run_dir None = the tools can only be described. closed: see `closed_to_tools`.
+
+        limit_s: wall seconds that a tool may work by itself in one call; what it asks the agent for is not counted.
+        """
         self.run_dir = run_dir
+        self.limit_s = limit_s
         closed_paths = [str(path) for path in closed]
         run = None if run_dir is None else str(run_dir)
         self._setup = {"run_dir": run, "tools": list(files), "seed": seed, "task": task, "closed": closed_paths}
         self._process: subprocess.Popen[str] | None = None
+        self._at = ""
+        """Whose code runs, as the host told last."""
 
     def __enter__(self) -> "ToolHost":
         """Start the process at once, so that its imports overlap with the agent's."""
@@ -74,11 +89,14 @@ class ToolHost:
         return None if self._process is None else self._process.pid
 
     def describe(self) -> list[Json]:
-        """Return {"name", "stage", "description", "summary", "grid", "defaults"} of each tool.
+        """Return {"name", "stage", "module", "description", "summary", "grid", "defaults"} of each tool.
 
-        Raises ValueError when a tool file is missing, broken or holds no tool.
+        Raises ValueError when a tool file is missing, broken, hangs, clashes or holds no tool.
         """
-        return list(self._request({"do": "describe"}))
+        try:
+            return list(self._request({"do": "describe"}, limit_s=min(LOAD_LIMIT_S, self.limit_s)))
+        except ToolHostError as problem:  # nothing has begun that could be resumed
+            raise ValueError(str(problem)) from problem
 
     def offers(self) -> list[Json]:
         """Return the tools that are legal now (see `tools.host.offers`)."""
@@ -109,21 +127,42 @@ class ToolHost:
             with contextlib.suppress(BrokenPipeError):  # what was not sent yet
                 pipe.close()
 
-    def _request(self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None) -> Any:
+    def _request(
+        self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None, limit_s: float | None = None
+    ) -> Any:
+        limit_s = limit_s or self.limit_s
         for _ in range(MAX_DEATHS):
             try:
-                return self._converse(request, jobs, referee)
+                return self._converse(request, jobs, referee, limit_s)
             except _Died:
                 self.stop()
-        what = f"the tool {request['tool']}" if "tool" in request else "loading the tools"
-        log = "" if self.run_dir is None else f"; what it printed is in {self.run_dir / 'tools.log'}"
-        raise ToolHostError(f"the process in which tools run ended {MAX_DEATHS} times in {what}{log}; mend the tool")
+            except _Late:
+                self.stop()
+                raise ToolHostError(
+                    f"{self._what(request)} was ended after {limit_s:g} s of its own (jobs are not counted)"
+                    f"{self._log()}; mend what it waits for, or start with more --tool-minutes"
+                ) from None
+        what = self._what(request)
+        raise ToolHostError(
+            f"the process in which tools run ended {MAX_DEATHS} times in {what}{self._log()}; mend the tool"
+        )
 
-    def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None) -> Any:
-        """Send a request and do what the host asks until it answers."""
+    def _what(self, request: Json) -> str:
+        return f"the tool {request['tool']}" if "tool" in request else self._at or "loading the tools"
+
+    def _log(self) -> str:
+        return "" if self.run_dir is None else f"; what it printed is in {self.run_dir / 'tools.log'}"
+
+    def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None, left_s: float) -> Any:
+        """Send a request and do what the host asks until it answers; left_s: for the host's own work."""
         self._send(request)
         while True:
-            message = self._receive()
+            began = time.monotonic()
+            message = self._receive(left_s)
+            left_s -= time.monotonic() - began
+            if "at" in message:
+                self._at = str(message["at"])
+                continue
             if "ask" in message:
                 try:
                     reply = self._do(message, jobs, referee)
@@ -139,7 +178,9 @@ class ToolHost:
                 raise ToolError(str(error))
             if state == "bad_tools":
                 raise ValueError(str(error))
-            raise ToolHostError(f"{request.get('tool', 'a tool')} failed: {error}")
+            raise ToolHostError(
+                f"{request['tool']} failed: {error}" if "tool" in request else f"{error}; mend the tool"
+            )
 
     def _do(self, message: Json, jobs: Jobs | None, referee: Judge | None) -> Json:
         """Do what a tool asked for. Of errors only a ToolError goes back to it; any other ends the run."""
@@ -182,9 +223,24 @@ class ToolHost:
         except BrokenPipeError:
             raise _Died from None
 
-    def _receive(self) -> Json:
-        assert self._process is not None and self._process.stdout is not None
-        line = self._process.stdout.readline()
+    def _receive(self, left_s: float) -> Json:
+        process = self._process
+        assert process is not None and process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # its end of the pipe closes, which ends the wait below
+
+        alarm = threading.Timer(max(left_s, 0.0), end)
+        alarm.start()
+        try:
+            line = process.stdout.readline()
+        finally:
+            alarm.cancel()
+        if late.is_set():
+            raise _Late
         if not line:
             raise _Died
         try:

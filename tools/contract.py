@@ -4,6 +4,7 @@
     def count_sources(run: ToolRun, dataset_id: Literal["any"] = "any") -> dict[str, int]:
         \"\"\"Tell how many training examples came from each source. Use it when the mix may be unbalanced. ...\"\"\"
 
+- `@tool` alone will do: of the stage "evaluate", always legal, no tokens. `tools new NAME` writes a start.
 - The docstring is the prompt: what it does, when to use it, what comes back. The planner reads its first paragraph.
 - `run` is injected and absent from the menu. Every other argument is a `Literal` grid or a `bool`; `when` may narrow
   an argument to the values that are legal now, for example the ids of datasets.
@@ -20,7 +21,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints, overload
 
 from memory.store import RunStore
 
@@ -109,6 +110,11 @@ class Tool:
     """(context, **args) -> tokens this call will process, with what must follow it to be of use."""
 
     @property
+    def module(self) -> str:
+        """Where it comes from."""
+        return self.function.__module__
+
+    @property
     def summary(self) -> str:
         """First paragraph of the docstring, on one line."""
         return " ".join(self.description.split("\n\n")[0].split())
@@ -126,12 +132,23 @@ class Tool:
 REGISTRY: dict[str, Tool] = {}
 
 
+@overload
+def tool(function: Callable[..., Json], /) -> Tool: ...
+@overload
 def tool(
     *,
-    stage: Stage,
+    stage: Stage = ...,
+    when: Callable[[ToolContext], Grid | None] = ...,
+    estimate_tokens: Callable[..., int] = ...,
+) -> Callable[[Callable[..., Json]], Tool]: ...
+def tool(
+    function: Callable[..., Json] | None = None,
+    /,
+    *,
+    stage: Stage = "evaluate",
     when: Callable[[ToolContext], Grid | None] = lambda context: {},
     estimate_tokens: Callable[..., int] = lambda context, **args: 0,
-) -> Callable[[Callable[..., Json]], Tool]:
+) -> Tool | Callable[[Callable[..., Json]], Tool]:
     """Register a function as a tool. Raises ValueError when its docstring, grids or name break the contract."""
 
     def register(function: Callable[..., Json]) -> Tool:
@@ -140,14 +157,14 @@ def tool(
         if not description:
             raise ValueError(f"tool {name!r} has no docstring; it is what the planner reads")
         known = REGISTRY.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            raise ValueError(f"two tools are called {name!r} ({known.function.__module__}, {function.__module__})")
+        if known is not None and known.module != function.__module__:
+            raise ValueError(f"the tool {name!r} of {known.module} has the same name; rename the function")
         grid, defaults = _grid(function)
         made = Tool(name, function, stage, description, grid, defaults, when, estimate_tokens)
         REGISTRY[name] = made
         return made
 
-    return register
+    return register if function is None else register(function)
 
 
 def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:

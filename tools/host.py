@@ -6,7 +6,8 @@ no tool can read what the referee holds, the trace or the agent's memory. It end
 The first line is {"run_dir" (null = only describe), "tools", "seed", "task", "closed"}. Then come requests
 {"do": "describe" | "offers" | "call", ...}; an answer is {"state": "done", "value"} or
 {"state": "tool_error" | "failed" | "bad_tools", "error"}. In between the host may ask
-{"ask": "run" | "measure" | "judge" | "remove_overlaps", "args"}, and gets {"value"} or {"tool_error"}.
+{"ask": "run" | "measure" | "judge" | "remove_overlaps", "args"}, and gets {"value"} or {"tool_error"}; and it tells
+whose code runs now, {"at": "--tools my_tool.py"}, so that who hangs or dies is known.
 """
 
 import json
@@ -14,7 +15,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +27,7 @@ from tools.contract import Json, Overlaps, Tool, ToolContext, ToolError
 from tools.jobs import landlock
 from tools.jobs.job import Usage
 from tools.jobs.worker import lines_until_closed
-from tools.registry import load_tools
+from tools.registry import BadToolError, load_tools, named
 
 READABLE = ("models", "evals")
 WRITABLE = ("data", "lessons", "tmp")
@@ -44,6 +46,13 @@ class Agent:
         """Write one line."""
         self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Tell whose code runs from here on, and name it when it raises."""
+        self.send({"at": what})
+        with named(what):
+            yield
 
     def _ask(self, what: str, *args: Any) -> Any:
         with self._lock:
@@ -73,22 +82,26 @@ class Agent:
 
 def describe(tools: dict[str, Tool]) -> list[Json]:
     """Return what people read of the tools, in the menu's order."""
-    keys = ("name", "stage", "description", "summary", "grid", "defaults")
+    keys = ("name", "stage", "module", "description", "summary", "grid", "defaults")
     return [{key: getattr(tool, key) for key in keys} for tool in tools.values()]
 
 
-def offers(tools: dict[str, Tool], context: ToolContext) -> list[Json]:
+def offers(
+    tools: dict[str, Tool], context: ToolContext, within: Callable[[str], AbstractContextManager[None]] = named
+) -> list[Json]:
     """Return the tools that are legal now: {"tool", "summary", "grid", "tokens"}.
 
     tokens: the estimate for each combination of the grid's values, in the order of itertools.product.
     """
     legal = []
     for tool in tools.values():
-        grid = tool.legal(context)
-        if grid is not None:
-            calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-            tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
-            legal.append({"tool": tool.name, "summary": tool.summary, "grid": grid, "tokens": tokens})
+        with within(f"`when` or `estimate_tokens` of the tool {tool.name}"):
+            grid = tool.legal(context)
+            if grid is not None:
+                calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+                tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
+                legal.append({"tool": tool.name, "summary": tool.summary, "grid": grid, "tokens": tokens})
+                json.dumps(legal[-1], allow_nan=False)  # raises here, where it is told as this tool's failure
     return legal
 
 
@@ -101,21 +114,21 @@ def main() -> None:
     requests = lines_until_closed(lines)
     agent = Agent(requests, answers)
     context = ToolContext(RunStore(Path(setup["run_dir"] or os.devnull)), agent, agent, setup["seed"], setup["task"])
-    loaded = _attempt("bad_tools", lambda: load_tools(tuple(setup["tools"])))
+    loaded = _attempt("bad_tools", lambda: load_tools(tuple(setup["tools"]), agent.told))
     for request in requests:
         if loaded["state"] == "done":
             tools: dict[str, Tool] = loaded["value"]
-            work = partial(_do, json.loads(request), tools, context)
+            work = partial(_do, json.loads(request), tools, context, agent)
             agent.send(_attempt("failed", work))
         else:
             agent.send(loaded)
 
 
-def _do(request: Json, tools: dict[str, Tool], context: ToolContext) -> Any:
+def _do(request: Json, tools: dict[str, Tool], context: ToolContext, agent: Agent) -> Any:
     if request["do"] == "describe":
         return describe(tools)
     if request["do"] == "offers":
-        return offers(tools, context)
+        return offers(tools, context, agent.told)
     result = tools[request["tool"]](context, **request["args"])
     json.dumps(result, allow_nan=False)  # raises here, where it is told as this tool's failure
     return result
@@ -129,7 +142,7 @@ def _attempt(failed: str, work: Callable[[], Any]) -> Json:
         return {"state": "tool_error", "error": str(problem)}
     except BaseException as error:
         traceback.print_exc()
-        told = str(error) if failed == "bad_tools" and type(error) is ValueError else f"{type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, BadToolError) else f"{type(error).__name__}: {error}"
         return {"state": failed, "error": told}
 
 
