@@ -6,6 +6,7 @@ What a tool asks for in between (a job, the referee) is checked and done here; o
 import contextlib
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -24,6 +25,8 @@ MAX_DEATHS = 2
 """How often one request may take the host down before the run stops (resumable)."""
 LOAD_LIMIT_S = 120.0
 """Wall seconds within which the tools must be imported and described."""
+MOST_UNREAD = 100
+"""Lines of the host that wait to be read: a tool cannot fill the agent's memory with more."""
 _JOB = re.compile(r"(tools|memory)(\.\w+)+:[a-z]\w*")
 """Functions that tools may run in the worker: those of this program. A tool's own code runs in the host."""
 
@@ -46,7 +49,7 @@ class _Died(Exception):
 
 
 class _Late(Exception):
-    """The host's process did not answer in time and was ended."""
+    """The host's process did not answer in time."""
 
 
 class ToolHost:
@@ -71,6 +74,8 @@ class ToolHost:
         run = None if run_dir is None else str(run_dir)
         self._setup = {"run_dir": run, "tools": list(files), "seed": seed, "task": task, "closed": closed_paths}
         self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        """What the host wrote; None when its end of the pipe is closed."""
         self._at = ""
         """Whose code runs, as the host told last."""
 
@@ -122,10 +127,9 @@ class ToolHost:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # what was not sent yet
-                pipe.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what was not sent yet
+            process.stdin.close()
 
     def _request(
         self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None, limit_s: float | None = None
@@ -224,24 +228,11 @@ class ToolHost:
             raise _Died from None
 
     def _receive(self, left_s: float) -> Json:
-        process = self._process
-        assert process is not None and process.stdout is not None
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # its end of the pipe closes, which ends the wait below
-
-        alarm = threading.Timer(max(left_s, 0.0), end)
-        alarm.start()
         try:
-            line = process.stdout.readline()
-        finally:
-            alarm.cancel()
-        if late.is_set():
-            raise _Late
-        if not line:
+            line = self._lines.get(timeout=max(left_s, 0.0))
+        except queue.Empty:
+            raise _Late from None
+        if line is None:
             raise _Died
         try:
             message = json.loads(line)
@@ -264,11 +255,22 @@ class ToolHost:
                 log = stack.enter_context((self.run_dir / "tools.log").open("a"))
             # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the host in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tools.host"], cwd=REPOSITORY, env=environment, text=True,
+                [sys.executable, "-m", "tools.host"], cwd=REPOSITORY, env=environment, text=True, errors="replace",
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
+        self._lines = queue.Queue(MOST_UNREAD)
+        threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
         self._send(self._setup)
         return self._process
+
+
+def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
+    """Pass on what the host writes. A thread of its own: what a tool left running may hold the pipe open for ever."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            lines.put(line)
+    lines.put(None)
 
 
 def _with_prompts(rows: list[Any]) -> list[Json]:
