@@ -1,7 +1,7 @@
 """A small made-up run to try tools on: its artifacts have the fields of real ones; worker and referee are stand-ins."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from memory.store import BASE, RunStore
 from tools.contract import Json, Overlaps, ToolContext, ToolError
@@ -27,7 +27,7 @@ class StandIns:
         """Raise NoWorkerError."""
         raise NoWorkerError(f"it asked for the job {function}, which is not run here")
 
-    def measure(self, model_id: str, split: Literal["search"], shots: int = 0) -> Json:
+    def measure(self, model_id: str, split: str, shots: int = 0) -> Json:
         """Return the record of the base model, whichever model is asked for."""
         if split != "search":
             raise ToolError("tools measure on the search split only")
@@ -49,15 +49,21 @@ def make_sample_run(run_dir: Path) -> ToolContext:
     store = RunStore(run_dir)
     rows = [_sample(number, number % 2 == 0) for number in range(len(_SUMS))]
     right = [row for row in rows if row["right"]]
-    counts = {"num_items": len(rows), "num_samples": len(rows), "num_right": len(right), "next_index": len(rows)}
+    counts: Json = {"num_items": len(rows), "num_samples": len(rows), "num_right": len(right), "next_index": len(rows)}
     counts |= {"num_items_right": len(right), "num_distinct_right": len(right), "num_tokens": 4 * len(rows)}
-    samples = {"kind": "samples", "model": BASE, "shots": True, "seed": 0, "pass_rate": 0.5} | counts
+    samples: Json = {"kind": "samples", "model": BASE, "shots": True, "seed": 0, "pass_rate": 0.5} | counts
     store.put("data", DATASETS[0], samples, {"samples.jsonl": rows, "right.jsonl": right})
     chosen = [row | {"id": row["example_id"], "parents": []} for row in right]
-    train = {"kind": "train", "num_examples": len(chosen), "rejected": {}, "sources": [DATASETS[0]]}
+    train: Json = {"kind": "train", "num_examples": len(chosen), "rejected": {}, "sources": [DATASETS[0]]}
     train |= {"example_ids": [row["id"] for row in chosen]}
     store.put("data", DATASETS[1], train, {"train.jsonl": chosen, "rejected.jsonl": []})
-    model = {"parent": BASE, "dataset": DATASETS[1], "datasets": [DATASETS[1]], "num_steps": 3, "losses": [2.0, 1.0]}
+    model: Json = {
+        "parent": BASE,
+        "dataset": DATASETS[1],
+        "datasets": [DATASETS[1]],
+        "num_steps": 3,
+        "losses": [2.0, 1.0],
+    }
     store.put("models", MODEL, model | {"num_examples": len(chosen), "settings": {"method": "lora"}})
     for shots in (0, 6):
         store.put("evals", f"base-{shots}", _evaluation(shots), {"items.jsonl": [_answer(row) for row in rows]})
@@ -67,8 +73,8 @@ def make_sample_run(run_dir: Path) -> ToolContext:
 def _sample(number: int, right: bool) -> Json:
     question, answer = _SUMS[number]
     said = answer if right else f"The answer to this is {answer}0"
-    about = {"item_id": f"item{number}", "example_id": f"example{number}", "sample": 0, "model": BASE}
-    text = {"prompt": f"What is {question}?", "completion": said, "difficulty": "all", "num_tokens": len(said)}
+    about: Json = {"item_id": f"item{number}", "example_id": f"example{number}", "sample": 0, "model": BASE}
+    text: Json = {"prompt": f"What is {question}?", "completion": said, "difficulty": "all", "num_tokens": len(said)}
     score = {"right": right, "verdict": "right" if right else "wrong", "score": float(right), "pass_rate": float(right)}
     return about | text | score | {"finish": "stop", "logprob": -1.0, "generation": DATASETS[0]}
 
@@ -78,10 +84,18 @@ def _answer(row: Json) -> Json:
 
 
 def _evaluation(shots: int) -> Json:
-    n, score = len(_SUMS), {"score": 0.5, "ci95": [0.19, 0.81]}
-    diagnosis = {"weakest": {"difficulty": "all", "n": n} | score, "errors": {"wrong": n // 2}}
-    diagnosis["by_difficulty"] = [diagnosis["weakest"]]  # type: ignore[assignment]
+    n = len(_SUMS)
+    score: Json = {"score": 0.5, "ci95": [0.19, 0.81]}
+    diagnosis: Json = {"weakest": {"difficulty": "all", "n": n} | score, "errors": {"wrong": n // 2}}
+    diagnosis["by_difficulty"] = [diagnosis["weakest"]]
     lengths = {"prompt_tokens_per_item": 9.0, "answer_tokens_per_item": 4.0}
     sizes = {"search": n, "gate": n, "final": n}
-    about = {"model": BASE, "split": "search", "shots": shots, "n": n, "split_sizes": sizes, "diagnosis": diagnosis}
+    about: Json = {
+        "model": BASE,
+        "split": "search",
+        "shots": shots,
+        "n": n,
+        "split_sizes": sizes,
+        "diagnosis": diagnosis,
+    }
     return about | score | lengths | {"suite": "made up", "identity": {"engine": "none"}}
