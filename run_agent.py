@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands, report
-from agent.tool_commands import add_tools
+from agent import commands, report, tool_commands, trace_commands
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -23,6 +22,7 @@ EXAMPLES = """examples:
   run_agent.py start --task "my.jsonl?scorer=numeric" --model org/name --json
   run_agent.py status                         the newest run on one screen, also while it works
   run_agent.py trace tail                     its events as they come; `trace show`: the whole story; `report`: a page
+  run_agent.py trace diff RUN RUN             where two runs part, and why; `trace search RUN TEXT` finds words
   run_agent.py resume                         go on with what was stopped or killed
   run_agent.py try RUN "What is 12 + 30?"     base and improved model side by side
   run_agent.py follow RUN ID                  what an example, dataset, model or evaluation came from and led to
@@ -72,13 +72,10 @@ def build_parser() -> Parser:
     add("resume", commands.resume, "go on with a run that was stopped or killed", "the newest that can be resumed")
     add("list", commands.list_runs, "all runs, newest first")
     add("status", commands.status, "one screen about a run", "the newest")
-    trace = group("trace", "what happened, step by step")
-    show = add("show", commands.trace_show, "the trace as a tree; --json: its events", "the newest", trace)
-    show.add_argument("--step", type=int, metavar="N", help="this step only, with its reasoning in full")
-    add("tail", commands.trace_tail, "one line per event as it comes, until the run ends", "the newest", trace)
+    trace_commands.add_commands(add, group("trace", "what happened, step by step"))
     page = add("report", report.report, "write one HTML page about a run, also while it works", "the newest")
     page.add_argument("--out", metavar="FILE", help="the page (default: report.html in the run's folder)")
-    add_tools(add, group("tools", "what the agent can do, and how to give it more"))
+    tool_commands.add_commands(add, group("tools", "what the agent can do, and how to give it more"))
     add("list", commands.tasks_list, "forms and names of tasks", under=group("tasks", "what can be learned"))
     attempt = add("try", commands.try_prompt, "answer a prompt with base and champion side by side", "needed")
     attempt.add_argument("prompt", metavar="PROMPT")

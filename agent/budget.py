@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import reduce
 
 from tools.jobs.job import NO_USAGE, Usage
 
@@ -23,24 +24,27 @@ class Budget:
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self.used = NO_USAGE
-        self.measured = NO_USAGE
+        self._measured: dict[str, Usage] = {}
 
     @property
     def spent_s(self) -> float:
         """Wall seconds of the run so far."""
         return self.earlier_s + time.monotonic() - self._started
 
-    def add(self, usage: Usage, productive: bool = True) -> None:
-        """Count what a job cost; productive jobs (generation, training, evaluation) also tell the machine's speed."""
+    def add(self, usage: Usage, kind: str | None = None) -> None:
+        """Count what a job cost; the kind of work (None = overhead) also tells the machine's speed at it."""
         self.used = self.used.plus(usage)
-        if productive:
-            self.measured = self.measured.plus(usage)
+        if kind is not None:
+            self._measured[kind] = self._measured.get(kind, NO_USAGE).plus(usage)
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Measured speed of the work so far; 300 before anything was measured."""
-        known = self.measured.tokens > 0 and self.measured.wall_s > 0
-        return self.measured.tokens / self.measured.wall_s if known else 300.0
+    def tokens_per_s(self, kind: str | None = None) -> float:
+        """Return the measured speed, of one kind of work or of all; 300 before anything was measured.
+
+        Training takes about twice the time of evaluation for a token.
+        """
+        every = reduce(Usage.plus, self._measured.values(), NO_USAGE)
+        of_kind = self._measured.get(kind or "", every)
+        return of_kind.tokens / of_kind.wall_s if of_kind.tokens > 0 and of_kind.wall_s > 0 else 300.0
 
     def share_left(self) -> float:
         """Return the share of the budget that is left, 1.0 to 0.0, of whichever limit is nearer."""
@@ -51,11 +55,12 @@ class Budget:
             shares.append(1 - self.spent_s / (60 * self.minutes))
         return max(0.0, min(shares))
 
-    def affords(self, tokens: float, reserved_tokens: float) -> bool:
-        """Whether an action fits beside what is kept back for the final evaluation."""
-        needed = tokens + FINAL_MARGIN * reserved_tokens
-        if self.tokens is not None and self.used.tokens + needed > self.tokens:
+    def affords(self, tokens: float, reserved_tokens: float, kind: str | None = None) -> bool:
+        """Whether an action of this kind (None = several) fits beside what is kept back for the final evaluation."""
+        reserved = FINAL_MARGIN * reserved_tokens
+        if self.tokens is not None and self.used.tokens + tokens + reserved > self.tokens:
             return False
         if self.minutes is None:
             return True
-        return self.spent_s + needed / self.tokens_per_s + START_UP_S <= 60 * self.minutes
+        needed_s = tokens / self.tokens_per_s(kind) + reserved / self.tokens_per_s("evaluation")
+        return self.spent_s + needed_s + START_UP_S <= 60 * self.minutes

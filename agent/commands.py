@@ -21,7 +21,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from agent import follow, trace_view, views
+from agent import follow, views
 from agent.config import RunConfig, load_config
 from agent.state import StopReason
 from memory.records import read_json
@@ -204,17 +204,6 @@ def status(args: Namespace) -> Outcome:
     """Return one screen about a run."""
     shown = views.run_status(_run(args))
     return Outcome([views.status_text(shown)], shown)
-
-
-def trace_show(args: Namespace) -> Outcome:
-    """Return the tree of a run's trace."""
-    run_dir = _run(args)
-    return Outcome([trace_view.trace_text(run_dir, args.step)], trace_view.select_events(run_dir, args.step))
-
-
-def trace_tail(args: Namespace) -> Outcome:
-    """Return one line per event, as they come."""
-    return Outcome(trace_view.tail_lines(_run(args), args.json), None)
 
 
 def follow_artifact(args: Namespace) -> Outcome:

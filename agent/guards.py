@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 
 from agent.statistics import sign_test
 from memory.records import read_jsonl
-from memory.store import BASE, RunStore
+from memory.store import BASE
 from tools.contract import Jobs, Json
 from tools.tasks.base import Item, Task, Verdict
 from tools.tasks.judge import JudgeScorer
@@ -33,7 +33,7 @@ MOST_UNSOLVED = 0.05
 """Tolerated fall of the share of search items with a right answer among SAMPLES (pass@k)."""
 MOST_KL = 1.0
 """Tolerated distance from the base model on text that has nothing to do with the task, in nats per token."""
-MOST_STRANGE = 3.0
+MOST_STRANGE = 4.0
 """Tolerated fall of the base model's log-probability of the model's own answers to that text, in nats per token."""
 MOST_SAME = 0.25
 """Tolerated rise of the share of unlike questions that get one and the same answer."""
@@ -142,10 +142,7 @@ FROM_PROBES: tuple[Guard, ...] = (coverage, drift, retention, variety, refusal)
 class Guards:
     """Collects the evidence and asks every guard."""
 
-    def __init__(
-        self, store: RunStore, jobs: Jobs, task: Task, scorer: ScorerProcess | JudgeScorer, folder: Path
-    ) -> None:
-        self.store = store
+    def __init__(self, jobs: Jobs, task: Task, scorer: ScorerProcess | JudgeScorer, folder: Path) -> None:
         self.jobs = jobs
         self.task = task
         self.scorer = scorer

@@ -67,5 +67,5 @@ class MeteredJobs:
     def _count(self, folder: Path) -> None:
         if folder.name not in self._counted:
             self._counted.add(folder.name)
-            function = read_json(folder / "spec.json")["function"]
-            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), WORK.get(function) in PRODUCTIVE)
+            kind = WORK.get(read_json(folder / "spec.json")["function"])
+            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), kind if kind in PRODUCTIVE else None)

@@ -41,7 +41,7 @@ class Referee:
         self.scorer = scorer
         self.sizes = sizes
         self.folder = store.run_dir / "referee"
-        self.guards = Guards(store, jobs, task, scorer, self.folder)
+        self.guards = Guards(jobs, task, scorer, self.folder)
 
     def measure(self, model_id: str, split: Split, shots: int = 0) -> Json:
         """Return the record {score, ci95, n, diagnosis, ...} of a model on a split; measured once.

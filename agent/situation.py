@@ -12,6 +12,8 @@ from tools.evaluate.costs import final_tokens
 from tools.select.curate_data import num_unused_items
 
 BLANK = "?"
+WORK_OF_STAGE = {"optimize": "training", "evaluate": "evaluation"}
+"""The kind of work that most of a stage's tokens go into: tokens of training take longer than those of evaluation."""
 
 
 def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons: list[str]) -> Json:
@@ -49,7 +51,7 @@ def build_menu(offers: list[Json], store: RunStore, budget: Budget) -> list[Choi
         affordable = [
             dict(zip(grid, values, strict=True))
             for values, tokens in zip(product(*grid.values()), offer["tokens"], strict=True)
-            if budget.affords(tokens, _kept_back(offer["tool"], reserved))
+            if budget.affords(tokens, _kept_back(offer["tool"], reserved), WORK_OF_STAGE.get(offer["stage"]))
         ]
         if affordable:
             arguments = _largest_box(grid, affordable)

@@ -26,7 +26,7 @@ BAD_TOOL = 2
 LOG_LINES = 12
 
 
-def add_tools(add: Callable[..., Any], group: Any) -> None:
+def add_commands(add: Callable[..., Any], group: Any) -> None:
     """Add the subcommands of `tools` to the command line (see run_agent.py)."""
     shown = add("list", commands.tools_list, "tools and their arguments", under=group)
     shown.add_argument("name", nargs="?", metavar="TOOL", help="this tool only, with its whole description")

@@ -37,7 +37,7 @@ _ASKED: dict[str, tuple[Any, ...]] = {
     "remove_overlaps": (list,),
 }
 """What a tool may ask for, and the kinds of its arguments."""
-_OFFERED = {"tool": str, "summary": str, "grid": dict, "tokens": list}
+_OFFERED = {"tool": str, "stage": str, "summary": str, "grid": dict, "tokens": list}
 
 
 class ToolHostError(RuntimeError):
@@ -64,8 +64,9 @@ class ToolHost:
         closed: Iterable[Path] = (),
         limit_s: float = 600.0,
     ) -> None:
-        """Take the user's tool files; run_dir None = the tools can only be described. closed: see `closed_to_tools`.
+        """Take the user's tool files; run_dir None = the tools can only be described.
 
+        closed: what tools may not read, see `agent.sealing.closed_places`.
         limit_s: wall seconds that a tool may work by itself in one call; what it asks the agent for is not counted.
         """
         self.run_dir = run_dir

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.trace import Event, read_events
+from agent.trace import Event
+from agent.trace_select import Filter, select_steps
 from agent.views import (
     Json,
     budget_text,
@@ -19,37 +20,33 @@ from agent.views import (
 
 REASONING_LENGTH = 240
 """Characters of a reasoning that the whole tree shows; `--step N` shows all of it."""
+EVERYTHING = Filter()
+OF_THE_RUN = ("run_resumed", "run_stopped")
+"""Events of no step that the tree shows with the step before them."""
 
 
-def select_events(run_dir: Path, step: int | None) -> list[Event]:
-    """Return the events of a run, or of one step (None = all). Raises ValueError for a step that there is not."""
-    events = list(read_events(run_dir))
-    if step is None:
-        return events
-    known = sorted({event["step"] for event in events if event["step"] is not None})
-    if step not in known:
-        steps = f"steps {known[0]} to {known[-1]}" if known else "no step yet"
-        raise ValueError(f"run {run_dir.name} has no step {step}; it has {steps}")
-    return [event for event in events if event["step"] == step]
-
-
-def trace_text(run_dir: Path, step: int | None = None) -> str:
-    """Return the tree of a run, or of one step with its reasoning in full."""
-    events = select_events(run_dir, step)
-    if step is not None:
-        return "\n".join(_step_lines(step, events, None))
-    blocks = [_header(run_dir, open_run(run_dir))]
-    groups: dict[int, list[Event]] = {}
-    current = 0
-    for event in events:
-        current = event["step"] or current
-        if event["step"] is not None or event["kind"] in ("run_resumed", "run_stopped"):
-            groups.setdefault(current, []).append(event)
-    last_stop = events[-1] if events and events[-1]["kind"] == "run_stopped" else None
-    for number, group in sorted(groups.items()):
-        shown = [event for event in group if event is not last_stop]
-        blocks += _step_lines(number, shown, REASONING_LENGTH) if shown else []
-    return "\n".join(blocks + _end_lines(run_dir, events, last_stop))
+def tree_lines(run_dir: Path, wanted: Filter = EVERYTHING) -> Iterator[str]:
+    """Yield the tree of a run, or of the wanted steps and events; a single step is told in full."""
+    whole = wanted == EVERYTHING
+    reasoning_length = REASONING_LENGTH if wanted.step is None else None
+    if whole:
+        yield _header(run_dir, open_run(run_dir))
+    last: Event | None = None
+    final: Event | None = None
+    for step, events in select_steps(run_dir, wanted):
+        last = events[-1]
+        final = next((event for event in events if event["kind"] == "final"), final)
+        if whole:  # what ended the run comes behind the tree; a stop that was resumed has `run_resumed` behind it
+            events = events[:-1] if last["kind"] == "run_stopped" else events
+            events = [event for event in events if event["step"] is not None or event["kind"] in OF_THE_RUN]
+        if "tool_started" not in wanted.kinds:  # the decision before it says the same
+            events = [event for event in events if event["kind"] != "tool_started"]
+        if events:
+            yield from _step_lines(step, events, reasoning_length)
+    if whole:
+        yield from _end_lines(run_dir, last, final)
+    elif last is None:
+        yield f"nothing in run {run_dir.name} matches"
 
 
 def _header(run_dir: Path, record: Json) -> str:
@@ -79,11 +76,12 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
             config = event["config"]
             return [f"started: task {config['task']}, model {config['model']}, planner {config['planner']}"]
         case "observed":
-            return [f"sees: {_situation_text(event['situation'])}"]
+            details = [] if reasoning_length is not None else _evidence_lines(event)
+            return [f"sees: {_situation_text(event['situation'])}", *details]
         case "decided":
             return _decision_lines(event, reasoning_length)
         case "tool_started":
-            return []
+            return [f"starts: {call_text(event)}"]
         case "tool_finished":
             return [f"result: {result_text(event['result'])}", cost_text(event["usage"])]
         case "tool_failed":
@@ -115,6 +113,12 @@ def _situation_text(situation: Json) -> str:
     return " | ".join(parts)
 
 
+def _evidence_lines(event: Event) -> list[str]:
+    """Return all that the planner was shown, a line each, and what it could choose from."""
+    situation = [f"   {name}: {_plain_text(value)}" for name, value in event["situation"].items()]
+    return [*situation, f"   may choose: {', '.join(event['menu'])}"]
+
+
 def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     sure = "" if event["logprob"] is None else f", log-probability {event['logprob']:.2f}"
     lines = [f"{event['decided_by']} decides: {call_text(event['action'])}{sure}"]
@@ -128,6 +132,9 @@ def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     if reasoning := " ".join(event["reasoning"].split()):
         cut = reasoning_length is not None and len(reasoning) > reasoning_length
         lines.append(f"   because: {reasoning[:reasoning_length]}{'...' if cut else ''}")
+    if event["usage"].get("tokens"):
+        dollars = f", {event['usage']['cost_usd']:.4f} USD" if event["usage"].get("cost_usd") else ""
+        lines.append(f"   cost of deciding: {event['usage']['tokens']} tokens{dollars}")
     return lines
 
 
@@ -169,30 +176,29 @@ def _error_text(event: Event) -> str:
     return f" ({event['error']})" if event.get("error") else ""
 
 
-def _end_lines(run_dir: Path, events: list[Event], last_stop: Event | None) -> list[str]:
-    if last_stop is None:
+def _end_lines(run_dir: Path, last: Event | None, final: Event | None) -> list[str]:
+    if last is None or last["kind"] != "run_stopped":
         if is_locked(run_dir):
             return [f"still running; watch it with `run_agent.py trace tail {run_dir.name}`"]
         return [f"killed: no ending was written; go on with `run_agent.py resume {run_dir.name}`"]
-    why = f"{last_stop['reason']}: {last_stop['sentence']}{_error_text(last_stop)}"
-    lines = [f"end (at {last_stop['spent_s']:.0f} s): {why}"]
-    final = next((event for event in reversed(events) if event["kind"] == "final"), None)
+    why = f"{last['reason']}: {last['sentence']}{_error_text(last)}"
+    lines = [f"end (at {last['spent_s']:.0f} s): {why}"]
     if final is not None:
         lines += ["final split, opened once:", *(f"  {line}" for line in final_lines(final))]
     return lines
 
 
-def tail_lines(run_dir: Path, as_json: bool = False, poll_s: float = 0.3) -> Iterator[str]:
-    """Yield one line per event, from the first, as they come; ends when no process works on the run."""
+def tail_lines(run_dir: Path, as_json: bool = False, poll_s: float = 0.3, wanted: Filter = EVERYTHING) -> Iterator[str]:
+    """Yield one line per event of the wanted kinds and time, as they come; ends when no process works on the run."""
     last: Event = {}
     for event in _arriving_events(run_dir, poll_s):
         last = event
+        if not wanted.takes(event):
+            continue
         if as_json:
             yield json.dumps(event)
             continue
         texts = event_lines(event, REASONING_LENGTH)
-        if event["kind"] == "tool_started":
-            texts = [f"starts: {call_text(event)}"]
         place = "run" if event["step"] is None else f"step {event['step']}"
         yield f"{event['ts'][11:19]} {event['spent_s']:7.1f} s  {place:<8} {'; '.join(text.strip() for text in texts)}"
     if not as_json and last.get("kind") != "run_stopped":

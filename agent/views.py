@@ -154,12 +154,18 @@ def provable_text(gate_items: int) -> str:
 
 def verdict_text(detail: Json) -> str:
     """Return a verdict with the numbers behind it."""
-    guards = [f"{guard['name']} {guard['value']:.2g}{'' if guard['ok'] else ' REFUSES'}" for guard in detail["guards"]]
-    refusals = [f"{guard['value']:.3g} {guard['why']}" for guard in detail["guards"] if not guard["ok"]]
-    return (
+    found = detail.get("guards", [])
+    guards = [f"{guard['name']} {guard['value']:.2g}{'' if guard['ok'] else ' REFUSES'}" for guard in found]
+    refusals = [f"{guard['value']:.3g} {guard['why']}" for guard in found if not guard["ok"]]
+    head = (
         f"{'ACCEPTED' if detail['accepted'] else 'rejected'}: {detail['num_fixed']} fixed, {detail['num_broken']} "
-        f"broken of n={detail['num_items']} gate items (of {detail['gate_items']}, look {len(detail['looks'])}), "
-        f"p={detail['p_value']:.2g} (level {detail['level']:.2g}; {detail['alpha_left']:.2g} left for later candidates)"
+        f"broken of n={detail['num_items']} gate items"
+    )
+    if "looks" not in detail:  # a run from before verdicts were given in steps
+        return f"{head}, p={detail['p_value']:.2g} (level {detail['alpha']:.2g})"
+    return (
+        f"{head} (of {detail['gate_items']}, look {len(detail['looks'])}), p={detail['p_value']:.2g} "
+        f"(level {detail['level']:.2g}; {detail['alpha_left']:.2g} left for later candidates)"
         + (f"; guards: {', '.join(guards)}" if guards else "")
         + "".join(f"; {refusal}" for refusal in refusals)
         + (f" ({detail['scorer_note']})" if detail.get("scorer_note") else "")

@@ -163,12 +163,17 @@ _NEW_FORMS = [
 ]
 
 
-def _new_form(question: str) -> str | None:
-    for pattern, form in _NEW_FORMS:
-        copy = re.sub(pattern, form, question.strip(), flags=re.DOTALL)
+def _in_form(question: str, forms: list[tuple[str, str]]) -> str | None:
+    """Return the question in the first form whose pattern it has."""
+    for pattern, form in forms:
+        copy = re.sub(pattern, form, question.strip(), count=1, flags=re.DOTALL)
         if copy != question.strip():
             return copy
     return None
+
+
+def _new_form(question: str) -> str | None:
+    return _in_form(question, _NEW_FORMS)
 
 
 LOOKED_AT: dict[str, Rule] = {
@@ -218,11 +223,7 @@ _OTHER_FORMS = [
 
 
 def _other_form(question: str) -> str | None:
-    for pattern, form in _OTHER_FORMS:
-        copy = re.sub(pattern, form, question.strip(), count=1, flags=re.DOTALL)
-        if copy != question.strip():
-            return copy
-    return None
+    return _in_form(question, _OTHER_FORMS)
 
 
 HELD_OUT: dict[str, Rule] = {

@@ -25,6 +25,7 @@ HEAVY_ALLOWED = {
     "tools/engines/rollout.py",
     "tools/engines/transformers_engine.py",
     "tools/optimize/collate.py",
+    "tools/optimize/fused_lora.py",
     "tools/optimize/sft_worker.py",
 }
 """The modules of worker processes: they may import heavy libraries at the top, and others import them in functions."""

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tools.engines.base import build_messages
-from tools.engines.likelihood import compare_with_base
+from tools.engines.likelihood import AnswerReader
 from tools.engines.transformers_engine import TransformersEngine, merge_adapter
 
 QUESTIONS = ["ab", "what is this long one?", "x" * 30, *("abc" + letter for letter in "defghijk")]
@@ -21,21 +21,11 @@ def engine(tiny_model: Path) -> TransformersEngine:
     return TransformersEngine(tiny_model, "float32")
 
 
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
-    return tmp_path / "adapter"
-
-
 def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
     chats = [build_messages(question, []) for question in QUESTIONS]
     engine.use_model(adapter)
-    logprobs, divergences = compare_with_base(engine, chats, ANSWERS, STOPPED)
+    reader = AnswerReader(engine, chats, ANSWERS, STOPPED)
+    logprobs, divergences = reader.base_logprobs(), reader.divergences()
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa").eval()
     copy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
     tuned = merge_adapter(copy, adapter)
@@ -58,4 +48,6 @@ def test_they_equal_what_transformers_says(engine: TransformersEngine, tiny_mode
 def test_the_base_model_does_not_differ_from_itself(engine: TransformersEngine) -> None:
     engine.use_model(None)
     chats = [build_messages(question, []) for question in QUESTIONS]
-    assert compare_with_base(engine, chats, ANSWERS, STOPPED)[1] == pytest.approx([0.0] * len(QUESTIONS), abs=1e-6)
+    assert AnswerReader(engine, chats, ANSWERS, STOPPED).divergences() == pytest.approx(
+        [0.0] * len(QUESTIONS), abs=1e-6
+    )

@@ -12,6 +12,7 @@ from agent.statistics import look_sizes
 from memory.records import read_jsonl, write_json
 from memory.store import BASE, RunStore
 from tools.jobs.job import NO_USAGE
+from tools.optimize.finetune_model import latest_model
 from tools.tasks.base import Item, Splits, SplitSizes, Verdict
 
 GATE = 400
@@ -137,6 +138,7 @@ def test_a_guard_refuses_what_lost_something_else(make: Any) -> None:
     found = {guard["name"]: guard for guard in referee.verdict_detail("good")["guards"]}
     assert set(found) == {"form", "length", "coverage", "drift", "retention", "variety", "refusal"}
     assert found["drift"]["value"] > found["drift"]["limit"] and not found["drift"]["ok"]
+    assert latest_model(referee.store) == BASE, "training does not go on from what lost something"
 
 
 def test_a_cheap_guard_that_refuses_spares_the_dear_ones(make: Any) -> None:

@@ -28,18 +28,6 @@ def plain(tiny_model: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    """An adapter of the tiny model that changes what it says."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
-    return tmp_path / "adapter"
-
-
 def chats(*questions: str, shots: int = 0) -> list[list[Message]]:
     return [build_messages(question, [("in", "out")] * shots) for question in questions]
 

@@ -168,15 +168,26 @@ def test_a_spent_budget_leaves_nothing() -> None:
 def test_time_limits_a_run_at_the_measured_speed() -> None:
     budget = Budget(10, None, earlier_s=300)
     assert budget.share_left() == pytest.approx(0.5, abs=0.01)
-    budget.add(Usage(50.0, 10.0, 1000), productive=False)
-    assert budget.tokens_per_s == 300
-    budget.add(Usage(10.0, 10.0, 1000))
-    assert budget.tokens_per_s == 100
+    budget.add(Usage(50.0, 10.0, 1000))
+    assert budget.tokens_per_s() == 300
+    budget.add(Usage(10.0, 10.0, 1000), "generation")
+    assert budget.tokens_per_s() == budget.tokens_per_s("evaluation") == 100
     room = 100 * (300 - START_UP_S)
     assert budget.affords(0.9 * room, 0)
     assert not budget.affords(1.001 * room, 0)
     assert not budget.affords(0.5 * room, 0.5 * room)
     assert budget.used == Usage(60.0, 20.0, 2000)
+
+
+def test_what_is_kept_back_counts_at_the_speed_of_evaluation() -> None:
+    budget = Budget(10, None, earlier_s=300)
+    budget.add(Usage(10.0, 10.0, 500), "training")
+    budget.add(Usage(10.0, 10.0, 1500), "evaluation")
+    assert (budget.tokens_per_s("training"), budget.tokens_per_s("evaluation"), budget.tokens_per_s()) == (50, 150, 100)
+    room_s = 300 - START_UP_S - FINAL_MARGIN * 1500 / 150
+    for kind, speed in (("training", 50), ("evaluation", 150), (None, 100)):
+        assert budget.affords(0.99 * speed * room_s, 1500, kind)
+        assert not budget.affords(1.01 * speed * room_s, 1500, kind)
 
 
 def test_the_nearer_limit_counts() -> None:

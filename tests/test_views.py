@@ -14,6 +14,7 @@ from agent import follow, trace_view, views
 from agent.config import FORMAT_VERSION, RunConfig
 from agent.state import StopReason
 from agent.trace import Trace
+from agent.trace_select import Filter
 from memory.records import append_jsonl, content_id, write_json
 from memory.store import RunStore
 
@@ -150,6 +151,10 @@ def _write_events(trace: Trace, config: Json, identity: Json) -> None:
     trace.emit("tool_started", step=2, tool="generate_data", args={"num_items": 256}, job="0002")
 
 
+def tree(run_dir: Path, wanted: Filter = trace_view.EVERYTHING) -> str:
+    return "\n".join(trace_view.tree_lines(run_dir, wanted))
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock as a live process does."""
@@ -191,7 +196,7 @@ def test_a_stopped_run_that_was_resumed_and_killed_is_killed(tmp_path: Path) -> 
     run = make_run(tmp_path, ended=StopReason.USER_STOPPED)
     Trace(run).emit("run_resumed", config={}, identity={})
     assert views.run_state(run) == "killed"
-    text = trace_view.trace_text(run)
+    text = tree(run)
     assert "stopped 20" in text and "resumed 20" in text and "killed: no ending was written" in text
     assert views.run_status(run)["stop_reason"] is None
 
@@ -249,7 +254,7 @@ def test_a_score_always_has_its_n_and_interval() -> None:
 
 
 def test_the_trace_as_a_tree(run_dir: Path) -> None:
-    text = trace_view.trace_text(run_dir)
+    text = tree(run_dir)
     for part in (
         f"run {run_dir.name}, begun 2026-01-02T03:04:05",
         "planner rules, seed 0, budget 3.0 minutes",
@@ -270,10 +275,10 @@ def test_the_trace_as_a_tree(run_dir: Path) -> None:
 
 
 def test_one_step_shows_the_reasoning_in_full(run_dir: Path) -> None:
-    text = trace_view.trace_text(run_dir, 1)
+    text = tree(run_dir, Filter(step=1))
     assert SECRET_OF_A_MODEL in text and "step 2" not in text
     with pytest.raises(ValueError, match="has no step 7; it has steps 1 to 2"):
-        trace_view.trace_text(run_dir, 7)
+        tree(run_dir, Filter(step=7))
 
 
 @pytest.mark.parametrize("torn", ["", '{"kind": "obs'])
@@ -281,9 +286,9 @@ def test_the_trace_of_a_killed_and_of_a_live_run(tmp_path: Path, torn: str) -> N
     run = make_run(tmp_path, ended=None)
     with (run / "events.jsonl").open("a") as file:
         file.write(torn)
-    assert f"killed: no ending was written; go on with `run_agent.py resume {run.name}`" in trace_view.trace_text(run)
+    assert f"killed: no ending was written; go on with `run_agent.py resume {run.name}`" in tree(run)
     with held(run / "run.lock"):
-        assert "still running" in trace_view.trace_text(run)
+        assert "still running" in tree(run)
 
 
 def test_tail_of_a_dead_run_prints_what_there_is(tmp_path: Path) -> None:

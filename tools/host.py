@@ -89,7 +89,7 @@ def describe(tools: dict[str, Tool]) -> list[Json]:
 def offers(
     tools: dict[str, Tool], context: ToolContext, within: Callable[[str], AbstractContextManager[None]] = named
 ) -> list[Json]:
-    """Return the tools that are legal now: {"tool", "summary", "grid", "tokens"}.
+    """Return the tools that are legal now: {"tool", "stage", "summary", "grid", "tokens"}.
 
     tokens: the estimate for each combination of the grid's values, in the order of itertools.product.
     """
@@ -100,7 +100,8 @@ def offers(
             if grid is not None:
                 calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
                 tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
-                legal.append({"tool": tool.name, "summary": tool.summary, "grid": grid, "tokens": tokens})
+                offer = {"tool": tool.name, "stage": tool.stage, "summary": tool.summary}
+                legal.append(offer | {"grid": grid, "tokens": tokens})
                 json.dumps(legal[-1], allow_nan=False)  # raises here, where it is told as this tool's failure
     return legal
 

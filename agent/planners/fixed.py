@@ -14,7 +14,7 @@ RULES: dict[str, dict[str, Any]] = {
         "method": "lora",
         "learning_rate": 0.001,
         "schedule": "linear",
-        "epochs": 1,
+        "epochs": 3,
     },
     "curate_data": {"size": 1024, "keep": "not_too_easy", "choice": "diverse"},
     "generate_data": {"num_items": 1024, "samples_per_item": 32, "temperature": 1.2, "prompting": "zero_shot"},

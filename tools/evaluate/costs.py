@@ -10,7 +10,9 @@ REHEARSAL_SHARE = 0.25
 """Earlier examples among the new ones when training goes on, as many of each difficulty: new data is hard data, and
 what is learned no more is forgotten."""
 
-GUARD_TOKENS = 12_000
+LARGE_SET = 384
+
+GUARD_TOKENS = 9_000
 """Of the guards on a candidate that passed the gate, as measured with the default model: their prompts are fixed."""
 
 
@@ -37,9 +39,17 @@ def final_tokens(store: RunStore) -> float:
     return 0.0 if record is None else 3 * record["split_sizes"]["final"] * sum(answer_tokens(store))
 
 
+def epochs_for(num_new: int) -> list[int]:
+    """Return how often training may read so many new examples.
+
+    Examples seen again teach as much as new ones, which must be sampled first; a small set is soon learned by heart.
+    """
+    return [2, 3, 4] if num_new >= LARGE_SET else [1, 2]
+
+
 def new_set_tokens(context: ToolContext, num_examples: int) -> float:
-    """Return the tokens of training on new examples once, with the rehearsal beside them, and of the verdict."""
-    return training_tokens(context, num_examples * (1 + REHEARSAL_SHARE))
+    """Return the tokens of the least training on new examples, with the rehearsal beside them, and of the verdict."""
+    return training_tokens(context, num_examples * (1 + REHEARSAL_SHARE) * epochs_for(num_examples)[0])
 
 
 def training_tokens(context: ToolContext, num_examples: float) -> float:

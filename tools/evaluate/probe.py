@@ -24,7 +24,7 @@ def probe_model(job: Job, model: str, reference: Json | None) -> Json:
     {"kinds", "answers", "stopped", "usual": the base model's mean log-probability per token of these answers, "kl":
     KL(base || model) per token of the reference}.
     """
-    from tools.engines.likelihood import compare_with_base
+    from tools.engines.likelihood import AnswerReader
 
     engine = job.resident.local_engine
     suite = list(read_jsonl(SUITE))
@@ -33,10 +33,9 @@ def probe_model(job: Job, model: str, reference: Json | None) -> Json:
     completions = [samples[0] for samples in engine.generate(prompts, Sampling(ANSWER_TOKENS))]
     answers, stopped = [one.text for one in completions], [one.finish == "stop" for one in completions]
     job.progress(1, 3)
-    usual, kl = compare_with_base(engine, prompts, answers, stopped)
+    usual = AnswerReader(engine, prompts, answers, stopped).base_logprobs()
     job.progress(2, 3)
-    if reference is not None:
-        kl = compare_with_base(engine, prompts, **reference)[1]
+    kl = [0.0] * len(suite) if reference is None else AnswerReader(engine, prompts, **reference).divergences()
     return {
         "kinds": [row["kind"] for row in suite],
         "answers": answers,

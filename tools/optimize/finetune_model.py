@@ -5,9 +5,7 @@ from typing import Literal
 from memory.records import content_id
 from memory.store import BASE, RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
-from tools.evaluate.costs import REHEARSAL_SHARE, training_tokens
-
-LARGE_SET = 512
+from tools.evaluate.costs import REHEARSAL_SHARE, epochs_for, training_tokens
 
 
 def legal_training(context: ToolContext) -> Grid | None:
@@ -22,26 +20,25 @@ def legal_training(context: ToolContext) -> Grid | None:
     # All accepted data again from the base: a fresh start for when going on has just failed.
     going_on = latest is not None and store.verdicts()[-1]["accepted"]
     starts = ["base"] if latest is None else ["latest"] if going_on else ["latest", "base"]
-    # A second pass over many examples takes the time in which others could be generated and trained on.
-    large = any(num_training_examples(store, start) >= LARGE_SET for start in starts)
-    epochs = [1] if large else [1, 2]
-    if latest is None:
-        return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.001, 0.002]}
+    epochs = epochs_for(store.untrained_datasets()[0]["num_examples"])
     # An adapter is always an adapter of the base model, so a full model is trained on in full.
-    methods = methods if latest["settings"]["method"] == "lora" else ["full"]
-    # What is trained already breaks at the rate that a fresh adapter needs.
-    return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": [0.0005, 0.001]}
+    methods = methods if latest is None or latest["settings"]["method"] == "lora" else ["full"]
+    # From the base a low rate only learns less: there is nothing yet that it could break.
+    rates = [0.001] if latest is None else [0.0005, 0.001]
+    return {"start_from": starts, "method": methods, "epochs": epochs, "learning_rate": rates}
 
 
 def latest_model(store: RunStore) -> str:
     """Return the model to go on from: the champion, or a just rejected candidate that was better on search items.
 
-    Such a candidate may have learned something that its verdict could not prove; with more data it may.
+    Such a candidate may have learned something that its verdict could not prove; with more data it may. One that a
+    guard refused has lost something, and would pass that on.
     """
     champion = store.champion()
-    newest = next((verdict["model"] for verdict in store.verdicts()[-1:]), champion)
-    if newest == champion:
+    last = next(iter(store.verdicts()[-1:]), None)
+    if last is None or last["model"] == champion or last.get("refused_by"):
         return champion
+    newest = last["model"]
     found, needed = store.score(newest), store.score(champion)
     assert found is not None and needed is not None, "every judged model was measured on search items"
     return newest if found["score"] > needed["score"] else champion
@@ -70,9 +67,9 @@ def finetune_model(
     run: ToolRun,
     start_from: Literal["latest", "base"] = "latest",
     method: Literal["lora", "full"] = "lora",
-    learning_rate: Literal[0.0005, 0.001, 0.002] = 0.001,  # type: ignore[valid-type]
+    learning_rate: Literal[0.0005, 0.001] = 0.001,  # type: ignore[valid-type]  # at 0.002 other skills break
     schedule: Literal["linear", "cosine"] = "linear",
-    epochs: Literal[1, 2] = 1,
+    epochs: Literal[1, 2, 3, 4] = 2,
 ) -> Json:
     """Train a candidate on the newest frozen dataset with supervised fine-tuning on its right answers.
 

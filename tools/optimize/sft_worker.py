@@ -34,6 +34,7 @@ from tools.engines.base import build_messages
 from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST
 from tools.jobs.job import Job
 from tools.optimize.collate import IGNORED, PrefixCollator, tokenise
+from tools.optimize.fused_lora import fuse
 
 BATCH_EXAMPLES = 16
 LORA_RANK = 16
@@ -211,10 +212,17 @@ def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, me
     if method == "lora":
         base = copy.deepcopy(engine.base)
         base.set_attn_implementation("sdpa")
+        adapted: Any
         if parent_method == "lora":
-            return PeftModel.from_pretrained(base, str(parent_dir), is_trainable=True)
-        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        return get_peft_model(base, config)
+            adapted = PeftModel.from_pretrained(base, str(parent_dir), is_trainable=True)
+        else:
+            config = LoraConfig(
+                r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            adapted = get_peft_model(base, config)
+        if engine.device.type == "cpu":
+            fuse(adapted)
+        return adapted
     if parent_method == "full":
         assert parent_dir is not None, "a full parent has a folder"
         model = load_weights(parent_dir, torch.float32, engine.device)

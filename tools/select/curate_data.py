@@ -24,7 +24,7 @@ OVERLAPS = tuple(f"evaluation_{kind}" for kind in ("exact", "reordered", "templa
 """Reasons of the referee: what a training question is to an evaluation item."""
 RULED_OUT = ("semantic_duplicate", *OVERLAPS)
 """Reasons that stay true; a row rejected for another one may be chosen later."""
-SMALLEST_SIZE = 1024
+SIZES = (512, 1024, 2048)
 CALIBRATION_PAIRS = 32
 
 
@@ -64,20 +64,21 @@ def legal_curation(context: ToolContext) -> Grid | None:
     enough = [keep for keep, num_items in unused.items() if num_items >= least]
     if not enough:
         return None
-    if unused["not_too_easy"] <= SMALLEST_SIZE:  # all of them: there is nothing to choose
-        return {"keep": enough, "size": [SMALLEST_SIZE], "choice": ["diverse"]}
-    return {"keep": enough}
+    if unused["not_too_easy"] <= SIZES[0]:  # all of them: there is nothing to choose
+        return {"keep": enough, "size": [SIZES[0]], "choice": ["diverse"]}
+    # The first size that takes all of them is the last one.
+    return {"keep": enough, "size": [size for size in SIZES if size / 2 < unused["not_too_easy"]]}
 
 
 def training_tokens(context: ToolContext, size: int, **_: Any) -> int:
-    """Tokens of training on the set once and of the verdict, without which curation is of no use."""
+    """Tokens of the least training on the set and of the verdict, without which curation is of no use."""
     return int(new_set_tokens(context, min(size, num_unused_items(context.store, "not_too_easy"))))
 
 
 @tool(stage="select", when=legal_curation, estimate_tokens=training_tokens)
 def curate_data(
     run: ToolRun,
-    size: Literal[1024, 2048] = 1024,
+    size: Literal[512, 1024, 2048] = 1024,
     keep: Literal["not_too_easy", "hard"] = "not_too_easy",
     choice: Literal["diverse", "random"] = "diverse",
 ) -> Json:

@@ -1,0 +1,90 @@
+"""The commands of `run_agent.py trace`: their options, and what each returns. They read files and print nothing."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent import report, trace_view, views
+from agent.commands import Outcome
+from agent.trace import read_events
+from agent.trace_diff import diff, diff_lines
+from agent.trace_search import search, search_lines
+from agent.trace_select import KINDS, Filter, parse_since, select_events
+from agent.trace_spans import span_rows
+from memory.records import write_jsonl
+
+
+def add_commands(add: Callable[..., Any], trace: Any) -> None:
+    """Add the commands below `trace`; `add` makes the parser of one, as in `run_agent.py`."""
+    told = add("show", show, "the trace as a tree; --json: its events", "the newest", trace)
+    told.add_argument("--step", type=int, metavar="N", help="this step only, with evidence and reasoning in full")
+    told.add_argument("--tool", metavar="NAME", help="steps that decided for this tool")
+    failed = "steps with a refused call, an invalid decision or an error; a rejected candidate is none"
+    told.add_argument("--failed", action="store_true", help=failed)
+    _add_event_filters(told)
+    tail = add("tail", tail_events, "one line per event as it comes, until the run ends", "the newest", trace)
+    _add_event_filters(tail)
+    words = add("search", find, "where a text stands: step, kind, field", "needed", trace)
+    words.add_argument("text", metavar="TEXT", help="looked for in all fields, whatever its case")
+    two = add("diff", compare, "where two runs part and why, then step by step", under=trace)
+    two.add_argument("a", metavar="A", help="name or folder of a run")
+    two.add_argument("b", metavar="B", help="name or folder of another run")
+    copy = add("export", export, "write the trace into a file for others", "needed", trace)
+    forms = "events; the page of `report`; OTLP JSON with the attributes of OpenInference (default: jsonl)"
+    copy.add_argument("--to", choices=("jsonl", "html", "openinference"), default="jsonl", help=forms)
+    copy.add_argument("--out", metavar="FILE", required=True, help="the file to write")
+
+
+def _add_event_filters(parser: ArgumentParser) -> None:
+    kinds = f"events of this kind; may be given again: {', '.join(KINDS)}"
+    parser.add_argument("--kind", action="append", choices=KINDS, metavar="KIND", help=kinds)
+    parser.add_argument("--since", metavar="WHEN", help="events from then on: 10m, 2h, 1d (ago) or a time (UTC)")
+
+
+def _run(args: Namespace, name: str | None) -> Path:
+    return views.find_run(Path(args.runs_dir), name)
+
+
+def _event_filters(args: Namespace) -> dict[str, Any]:
+    return {"kinds": tuple(args.kind or ()), "since": parse_since(args.since) if args.since else ""}
+
+
+def show(args: Namespace) -> Outcome:
+    """Return the tree of a run's trace, or of the wanted steps and events."""
+    run_dir = _run(args, args.run)
+    wanted = Filter(step=args.step, tool=args.tool, failed=args.failed, **_event_filters(args))
+    if args.json:
+        return Outcome((), list(select_events(run_dir, wanted)))
+    return Outcome(trace_view.tree_lines(run_dir, wanted), None)
+
+
+def tail_events(args: Namespace) -> Outcome:
+    """Return one line per event, as they come."""
+    wanted = Filter(**_event_filters(args))
+    return Outcome(trace_view.tail_lines(_run(args, args.run), args.json, wanted=wanted), None)
+
+
+def find(args: Namespace) -> Outcome:
+    """Return the places where a text stands."""
+    places = search(read_events(_run(args, args.run)), args.text)
+    return Outcome((), list(places)) if args.json else Outcome(search_lines(places), None)
+
+
+def compare(args: Namespace) -> Outcome:
+    """Return where two runs part and why."""
+    found = diff(_run(args, args.a), _run(args, args.b))
+    return Outcome(diff_lines(found), found)
+
+
+def export(args: Namespace) -> Outcome:
+    """Write the events of a run, its page or its spans into a file."""
+    if args.to == "html":
+        return report.report(args)
+    run_dir, path = _run(args, args.run), Path(args.out)
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; give the name of a file in it")
+    if path.resolve() == (run_dir / "events.jsonl").resolve():
+        raise ValueError(f"--out {path} is the trace itself; give another file")
+    write_jsonl(path, span_rows(run_dir) if args.to == "openinference" else read_events(run_dir))
+    return Outcome([f"wrote {path.resolve()}"], {"run": run_dir.name, "path": str(path.resolve())})

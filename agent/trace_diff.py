@@ -1,0 +1,230 @@
+"""Two runs side by side: where they part and why, and how every step compares.
+
+Runs are aligned by the number of the step. A step is an observed situation, a decision and what came back; where a
+kill made a run repeat one, its last attempt counts. What only a clock can say (fields whose name ends in `_s`) is
+left out of the comparison.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agent import views
+from agent.trace import Event, read_events
+from agent.trace_search import HEAD, leaves
+from agent.trace_select import steps
+from agent.trace_view import call_text
+from tools.contract import Json
+
+ABSENT = "-"
+"""Shown where one of the two has no such field."""
+MOST_FIELDS = 12
+"""Differing fields that the text names; --json names all."""
+PLACES = ("runs_dir", "models_dir")
+"""Settings that say where files lie, not what a run does."""
+
+
+class Step(NamedTuple):
+    """What a step of a run came to; None where the run did not get that far."""
+
+    situation: Json | None
+    """What the planner was shown, with the menu."""
+    decision: Event | None
+    outcome: Json | None
+    """The result with the referee's verdict, or the refusal."""
+
+
+def diff(run_a: Path, run_b: Path) -> Json:
+    """Return where two runs part and why, and a row for each step.
+
+    {"a", "b", "settings": fields that differ, "num_steps", "parted", "decided_differently", "counts", "rows"}.
+    "parted" is the first step with any difference and "decided_differently" the first with another call, both None
+    when there is none; see `_place`. A row is {"step", "how", "a", "b"} with the calls in words; how: "same",
+    "different tool", "different arguments", "different result", "different situation", "no decision in A",
+    "no result in A", "only in A", and the same of B.
+    """
+    rows: list[Json] = []
+    parted: Json | None = None
+    decided_differently: Json | None = None
+    for number, (a, b) in enumerate(itertools.zip_longest(_steps_of(run_a), _steps_of(run_b)), 1):
+        how = _compare(a, b)
+        rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b)})
+        if parted is None and how != "same":
+            parted = _place(number, how, a, b)
+        if decided_differently is None and how in ("different tool", "different arguments"):
+            decided_differently = _place(number, how, a, b)
+    return {
+        "a": run_a.name,
+        "b": run_b.name,
+        "settings": _different(_settings(run_a), _settings(run_b)),
+        "num_steps": {
+            "a": sum(row["how"] != "only in B" for row in rows),
+            "b": sum(row["how"] != "only in A" for row in rows),
+        },
+        "parted": parted,
+        "decided_differently": decided_differently,
+        "counts": dict(Counter(row["how"] for row in rows)),
+        "rows": rows,
+    }
+
+
+def _settings(run_dir: Path) -> Json:
+    record = views.open_run(run_dir)
+    config = {name: value for name, value in record["config"].items() if name not in PLACES}
+    return config | {"identity": record.get("identity")}
+
+
+def _steps_of(run_dir: Path) -> Iterator[Step]:
+    for number, events in steps(read_events(run_dir)):
+        if number:
+            yield _step(events)
+
+
+def _step(events: list[Event]) -> Step:
+    situation: Json | None = None
+    decision: Event | None = None
+    outcome: Json | None = None
+    for event in events:
+        match event["kind"]:
+            case "observed":
+                situation = event["situation"] | {"menu": event["menu"]}
+            case "decided":
+                decision = event
+            case "tool_finished":
+                outcome = {"result": event["result"]}
+            case "tool_failed":
+                outcome = {"refused": event["error"]}
+            case "judged":
+                verdict = {name: value for name, value in event.items() if name not in HEAD}
+                outcome = (outcome or {}) | {"verdict": verdict}
+    return Step(situation, decision, outcome)
+
+
+def _compare(a: Step | None, b: Step | None) -> str:
+    """Return how a step differs, its decision first: what was called says more than what was seen."""
+    if a is None or b is None:
+        return "only in A" if b is None else "only in B"
+    action_a, action_b = (step.decision and step.decision["action"] for step in (a, b))
+    if action_a != action_b:
+        if action_a is None or action_b is None:
+            return f"no decision in {'A' if action_a is None else 'B'}"
+        return "different arguments" if action_a["tool"] == action_b["tool"] else "different tool"
+    if (a.outcome is None) is not (b.outcome is None):
+        return f"no result in {'A' if a.outcome is None else 'B'}"
+    if _different(a.outcome, b.outcome):
+        return "different result"
+    return "different situation" if _different(a.situation, b.situation) else "same"
+
+
+def _different(a: Any, b: Any) -> list[Json]:
+    """Return [{"field", "a", "b"}] of the plain values that differ between two JSON values; None = no fields."""
+    ours, theirs = (dict(leaves(value)) if value else {} for value in (a, b))
+    return [
+        {"field": field, "a": ours.get(field, ABSENT), "b": theirs.get(field, ABSENT)}
+        for field in [*ours, *(field for field in theirs if field not in ours)]
+        if ours.get(field, ABSENT) != theirs.get(field, ABSENT) and not field.endswith("_s")
+    ]
+
+
+def _place(number: int, how: str, a: Step | None, b: Step | None) -> Json:
+    """Return {"step", "how", "why", "situation", "outcome", "a", "b"}: differing fields, and both decisions."""
+    situation = _different(a.situation, b.situation) if a and b else []
+    # After different calls the results have nothing to do with each other.
+    outcome = _different(a.outcome, b.outcome) if a and b and how == "different result" else []
+    shown = "the planner was shown something else"
+    decided = shown if situation else "a different decision on the same situation"
+    before = f", and before it {shown}" if situation else ""
+    whys = {
+        "different tool": decided,
+        "different arguments": decided,
+        "different result": f"the same call came to a different result{before}",
+        "different situation": f"{shown} and decided the same",
+    }
+    return {
+        "step": number,
+        "how": how,
+        "why": whys.get(how, "one of the two got no further"),
+        "situation": situation,
+        "outcome": outcome,
+        "a": _decision(a),
+        "b": _decision(b),
+    }
+
+
+def _decision(step: Step | None) -> Json | None:
+    if step is None or step.decision is None:
+        return None
+    names = ("action", "decided_by", "logprob", "alternatives", "reasoning")
+    return {name: step.decision[name] for name in names}
+
+
+def _call(step: Step | None) -> str | None:
+    return None if step is None or step.decision is None else call_text(step.decision["action"])
+
+
+# --- in words
+
+
+def diff_lines(found: Json) -> Iterator[str]:
+    """Yield the text of `diff`: the two runs, where they part and why, and a table; equal steps share a line."""
+    for name in ("a", "b"):
+        yield f"{name.upper()}  {found[name]}, {found['num_steps'][name]} steps"
+    if found["settings"]:
+        yield "settings that differ (A | B):"
+        yield from _field_lines(found["settings"])
+    parted, decided = found["parted"], found["decided_differently"]
+    if parted is None:
+        yield f"the runs do not part: {len(found['rows'])} steps are the same"
+        return
+    yield from _place_lines("they part", parted)
+    if decided is not None and decided["step"] != parted["step"]:
+        yield from _place_lines("the first different decision", decided)
+    yield ""
+    yield from _table_lines(found["rows"])
+
+
+def _place_lines(what: str, place: Json) -> Iterator[str]:
+    yield f"{what} at step {place['step']}, {place['how']}: {place['why']}"
+    for name in ("a", "b"):
+        decision = place[name]
+        if decision is None:
+            yield f"  {name.upper()}  no decision"
+            continue
+        others = [f"{other['tool']}{_sure(other.get('logprob'))}" for other in decision["alternatives"]]
+        instead = f", instead of {', '.join(others)}" if others else ""
+        said = f"{decision['decided_by']} decides {call_text(decision['action'])}{_sure(decision['logprob'])}{instead}"
+        yield f"  {name.upper()}  {said}"
+    for name, title in (("situation", "shown to the planner"), ("outcome", "came back")):
+        if place[name]:
+            yield f"  {title} (A | B):"
+            yield from _field_lines(place[name])
+
+
+def _sure(logprob: float | None) -> str:
+    return "" if logprob is None else f" ({logprob:.2f})"
+
+
+def _field_lines(fields: list[Json]) -> Iterator[str]:
+    for entry in fields[:MOST_FIELDS]:
+        yield f"    {entry['field']}: {entry['a']} | {entry['b']}"
+    if len(fields) > MOST_FIELDS:
+        yield f"    and {len(fields) - MOST_FIELDS} more; --json names them"
+
+
+def _table_lines(rows: Iterable[Json]) -> Iterator[str]:
+    """Yield a line for each step, and one for all steps in a row that are the same."""
+    yield f"{'step':>11}  how"
+    for same, group in itertools.groupby(rows, key=lambda row: row["how"] == "same"):
+        if same:
+            numbers = [row["step"] for row in group]
+            yield f"{_range(numbers[0], numbers[-1]):>11}  same"
+            continue
+        for row in group:
+            calls = [row["a"] or ABSENT] if row["a"] == row["b"] else [row["a"] or ABSENT, row["b"] or ABSENT]
+            yield f"{row['step']:>11}  {row['how']:<20} {' | '.join(calls)}"
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -1,0 +1,116 @@
+"""Which events of a trace to look at: of a step, of a tool, of a kind, from some time on, where something failed.
+
+Reads as it goes: of a trace of any length, one step at a time is held in memory.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from agent.commands import unknown
+from agent.trace import Event, read_events
+
+KINDS = (
+    "run_started", "run_resumed", "observed", "decided", "tool_started", "tool_finished", "tool_failed", "judged",
+    "collapsed", "judge_checked", "final", "run_stopped",
+)  # fmt: skip
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to look at. Step, tool and failed choose whole steps, kinds and since choose events within them."""
+
+    step: int | None = None
+    """This step without what happened to the run meanwhile; None = all."""
+    tool: str | None = None
+    """Steps that decided for this tool or called it; None = all."""
+    failed: bool = False
+    """Steps with a failure (see `failure`)."""
+    kinds: tuple[str, ...] = ()
+    """Events of these kinds; () = all."""
+    since: str = ""
+    """Events from this time on, written as `parse_since` does; "" = all."""
+
+    def takes(self, event: Event) -> bool:
+        """Whether kind and time of an event are wanted."""
+        return (not self.kinds or event["kind"] in self.kinds) and bool(event["ts"] >= self.since)
+
+    def takes_step(self, step: int, events: list[Event]) -> bool:
+        """Whether a step with these events is wanted."""
+        return (
+            self.step in (None, step)
+            and (self.tool is None or any(tool_of(event) == self.tool for event in events))
+            and (not self.failed or any(map(failure, events)))
+        )
+
+
+def parse_since(text: str, now: datetime | None = None) -> str:
+    """Return the time meant by "90s", "10m", "2h", "1d" (ago) or an ISO time (UTC where it names no zone).
+
+    It is written as events write theirs, so that the two compare as strings. Raises ValueError for anything else.
+    """
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        since = (now or datetime.now(UTC)) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+    else:
+        try:
+            since = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(f"--since {text!r}: give 90s, 10m, 2h, 1d or a time like 2026-01-31T14:05") from None
+        since = since if since.tzinfo else since.replace(tzinfo=UTC)
+    return since.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def tool_of(event: Event) -> str | None:
+    """Return the tool that an event decides for or calls, None for other events."""
+    tool: str | None = event.get("tool") or event.get("action", {}).get("tool")
+    return tool
+
+
+def failure(event: Event) -> bool:
+    """Whether an event tells of a refused call, an invalid answer of the planner, a collapse or an error.
+
+    A rejected candidate is none: saying no is the referee's work.
+    """
+    return event["kind"] in ("tool_failed", "collapsed") or bool(event.get("problems") or event.get("error"))
+
+
+def steps(events: Iterable[Event]) -> Iterator[tuple[int, list[Event]]]:
+    """Yield (step, its events) in order; events of the run itself stand with the step before them, at first 0."""
+    number: int = 0
+    block: list[Event] = []
+    for event in events:
+        if event["step"] not in (None, number):
+            if block:
+                yield number, block
+            number, block = event["step"], []
+        block.append(event)
+    if block:
+        yield number, block
+
+
+def select_steps(run_dir: Path, wanted: Filter) -> Iterator[tuple[int, list[Event]]]:
+    """Yield the wanted steps with their wanted events. Raises ValueError for a step or tool that the run has not."""
+    numbers: list[int] = []
+    tools: set[str] = set()
+    for number, events in steps(read_events(run_dir)):
+        if number:
+            numbers = [*numbers[:1], number]
+        tools |= {tool for event in events for tool in (tool_of(event), *event.get("menu", ())) if tool}
+        if wanted.takes_step(number, events):
+            ours = [event for event in events if wanted.step in (None, event["step"]) and wanted.takes(event)]
+            if ours:
+                yield number, ours
+    if wanted.step is not None and not (numbers and numbers[0] <= wanted.step <= numbers[-1]):
+        known = f"steps {numbers[0]} to {numbers[-1]}" if numbers else "no step yet"
+        raise ValueError(f"run {run_dir.name} has no step {wanted.step}; it has {known}")
+    if wanted.tool is not None and wanted.tool not in tools:
+        raise ValueError(f"run {run_dir.name}: {unknown('tool', wanted.tool, sorted(tools))}")
+
+
+def select_events(run_dir: Path, wanted: Filter) -> Iterator[Event]:
+    """Yield the wanted events of a run, oldest first. Raises ValueError as `select_steps` does."""
+    for _, events in select_steps(run_dir, wanted):
+        yield from events
