@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agent.trace import is_secret
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json, Judge, ToolError
 from tools.jobs.client import REPOSITORY
 
 MAX_DEATHS = 2
 """How often one request may take the host down before the run stops (resumable)."""
-LOAD_LIMIT_S = 120.0
-"""Wall seconds within which the tools must be imported and described."""
+MOST_RESULT = 20_000
+"""Characters of a result: it goes into the trace and before the planner; bulk belongs into a file."""
 MOST_UNREAD = 100
 """Lines of the host that wait to be read: a tool cannot fill the agent's memory with more."""
 _JOB = re.compile(r"(tools|memory)(\.\w+)+:[a-z]\w*")
@@ -62,18 +63,19 @@ class ToolHost:
         seed: int = 0,
         task: str = "",
         closed: Iterable[Path] = (),
-        limit_s: float = 600.0,
+        limit_s: float = 120.0,
     ) -> None:
         """Take the user's tool files; run_dir None = the tools can only be described.
 
         closed: what tools may not read, see `agent.sealing.closed_places`.
-        limit_s: wall seconds that a tool may work by itself in one call; what it asks the agent for is not counted.
+        limit_s: wall seconds that tools may take to be imported, and for one call; what one asks for is not counted.
         """
         self.run_dir = run_dir
         self.limit_s = limit_s
         closed_paths = [str(path) for path in closed]
+        paths = [str(Path(file).resolve()) for file in files]  # the process works in another folder
         run = None if run_dir is None else str(run_dir)
-        self._setup = {"run_dir": run, "tools": list(files), "seed": seed, "task": task, "closed": closed_paths}
+        self._setup = {"run_dir": run, "tools": paths, "seed": seed, "task": task, "closed": closed_paths}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         """What the host wrote; None when its end of the pipe is closed."""
@@ -100,7 +102,7 @@ class ToolHost:
         Raises ValueError when a tool file is missing, broken, hangs, clashes or holds no tool.
         """
         try:
-            return list(self._request({"do": "describe"}, limit_s=min(LOAD_LIMIT_S, self.limit_s)))
+            return list(self._request({"do": "describe"}))
         except ToolHostError as problem:  # nothing has begun that could be resumed
             raise ValueError(str(problem)) from problem
 
@@ -115,10 +117,27 @@ class ToolHost:
 
     def call(self, tool: str, args: Json, jobs: Jobs, referee: Judge) -> Json:
         """Run a tool. Raises ToolError when the planner can mend it, ToolHostError otherwise."""
-        result = self._request({"do": "call", "tool": tool, "args": args}, jobs, referee)
-        if not isinstance(result, dict):
-            raise ToolHostError(f"the tool {tool} returned {type(result).__name__}, not a dictionary; mend the tool")
+        try:
+            result = self._request({"do": "call", "tool": tool, "args": args}, jobs, referee)
+        finally:
+            self._set_aside_unreadable(tool)
+        length = len(json.dumps(result))
+        if not isinstance(result, dict) or length > MOST_RESULT:
+            raise ToolHostError(
+                f"the tool {tool} returned {type(result).__name__} of {length} characters, not a dictionary of at most "
+                f"{MOST_RESULT}; mend the tool: what is long goes into a file under data/"
+            )
         return result
+
+    def _set_aside_unreadable(self, tool: str) -> None:
+        """Raise ToolHostError for a manifest that no later step could read; it no longer counts as one then."""
+        assert self.run_dir is not None, "tools are called in a run"
+        for path, missing in RunStore(self.run_dir).unreadable().items():
+            path.rename(path.with_name("unreadable.json"))
+            raise ToolHostError(
+                f"the tool {tool} left {path} without {missing}, which other steps read; it was renamed to "
+                "unreadable.json: mend the tool (`memory.store.FIELDS` says what is read)"
+            )
 
     def stop(self) -> None:
         """End the process that this object started, with everything that its tools left running."""
@@ -132,19 +151,16 @@ class ToolHost:
         with contextlib.suppress(BrokenPipeError):  # what was not sent yet
             process.stdin.close()
 
-    def _request(
-        self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None, limit_s: float | None = None
-    ) -> Any:
-        limit_s = limit_s or self.limit_s
+    def _request(self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None) -> Any:
         for _ in range(MAX_DEATHS):
             try:
-                return self._converse(request, jobs, referee, limit_s)
+                return self._converse(request, jobs, referee)
             except _Died:
                 self.stop()
             except _Late:
                 self.stop()
                 raise ToolHostError(
-                    f"{self._what(request)} was ended after {limit_s:g} s of its own (jobs are not counted)"
+                    f"{self._what(request)} was ended after {self.limit_s:g} s of its own (jobs are not counted)"
                     f"{self._log()}; mend what it waits for, or start with more --tool-minutes"
                 ) from None
         what = self._what(request)
@@ -156,11 +172,14 @@ class ToolHost:
         return f"the tool {request['tool']}" if "tool" in request else self._at or "loading the tools"
 
     def _log(self) -> str:
-        return "" if self.run_dir is None else f"; what it printed is in {self.run_dir / 'tools.log'}"
+        if self.run_dir is None:
+            return "; `run_agent.py tools check FILE` shows what it printed"
+        return f"; what it printed is in {self.run_dir / 'tools.log'}"
 
-    def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None, left_s: float) -> Any:
-        """Send a request and do what the host asks until it answers; left_s: for the host's own work."""
+    def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None) -> Any:
+        """Send a request and do what the host asks until it answers."""
         self._send(request)
+        left_s = self.limit_s
         while True:
             began = time.monotonic()
             message = self._receive(left_s)
@@ -183,9 +202,8 @@ class ToolHost:
                 raise ToolError(str(error))
             if state == "bad_tools":
                 raise ValueError(str(error))
-            raise ToolHostError(
-                f"{request['tool']} failed: {error}" if "tool" in request else f"{error}; mend the tool"
-            )
+            called = f"the tool {request['tool']} failed: {error}{self._log()}; mend the tool"
+            raise ToolHostError(called if "tool" in request else str(error))
 
     def _do(self, message: Json, jobs: Jobs | None, referee: Judge | None) -> Json:
         """Do what a tool asked for. Of errors only a ToolError goes back to it; any other ends the run."""
@@ -246,7 +264,9 @@ class ToolHost:
     def _start(self) -> "subprocess.Popen[str]":
         if self._process is not None:
             return self._process
-        environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0"}
+        # Keys for models are the agent's and the worker's: what a tool prints or returns is kept on disk.
+        environment = {name: value for name, value in os.environ.items() if not is_secret(name)}
+        environment |= {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0"}
         log: Any = subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:

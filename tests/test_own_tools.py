@@ -114,34 +114,42 @@ def test_check_says_everything_about_a_good_tool(tmp_path: Path, capsys: pytest.
     assert found["name"]["said"] == "count [select]: no other tool is called so"
     assert found["docstring"]["said"] == "Count the rows of a dataset."
     assert found["argument"]["said"] == "size: 10, 20 (default 20)"
-    assert found["schema"]["said"] == "4 legal calls, compiled for the planner"
-    assert found["estimate"]["said"] == "10 to 20 tokens"
+    assert found["schema"]["said"] == "4 legal calls of 10 to 20 tokens, compiled for the planner"
     assert found["dry call"]["said"] == 'count(dataset=\'train\', size=20) -> {"rows": 3, "size": 20}'
 
 
 BODY = '(run: ToolRun) -> dict:\n    """Do it."""\n    '
 BAD = {
-    "clash": ("@tool\ndef finish_run" + BODY + "return {}", "import", "of tools.evaluate.finish_run has the same name"),
+    "clash": ("@tool\ndef finish_run" + BODY + "return {}", "import", "finish_run.py has the same name"),
     "raises": ("import nowhere", "import", "No module named 'nowhere'"),
     "exits": ("raise SystemExit(3)", "import", "SystemExit: 3"),
     "dies": ("import os\nos._exit(3)", "import", "ended 2 times in --tools"),
     "undocumented": ("@tool\ndef bare(run: ToolRun) -> dict:\n    return {}", "import", "has no docstring"),
     "number": ("@tool\ndef f(run: ToolRun, n: int) -> dict:\n    'N.'\n    return {}", "import", "must be a Literal"),
-    "when": (
-        "@tool(when=lambda context: context.nothing)\ndef f" + BODY + "return {}",
+    "default": (
+        "@tool\ndef f(run: ToolRun, n: Literal[1] = 2) -> dict:\n    'N.'\n    return {}",
         "import",
-        "of the tool f: Attri",
+        "none of its",
     ),
+    "bytes": (
+        "@tool\ndef f(run: ToolRun, n: Literal[b'1']) -> dict:\n    'N.'\n    return {}",
+        "import",
+        "must be texts",
+    ),
+    "when": ("@tool(when=lambda context: context.nothing)\ndef f" + BODY + "return {}", "when", "of the tool f: Attri"),
     "ids": ("@tool\ndef f(run: ToolRun, i: str) -> dict:\n    'I.'\n    return {}", "when", "never on the menu"),
-    "extra": (
-        "@tool(when=lambda context: {'x': [1]})\ndef f" + BODY + "return {}",
-        "when",
-        "'x', which is no argument",
-    ),
-    "cost": ("@tool(estimate_tokens=lambda context: -1)\ndef f" + BODY + "return {}", "estimate", "0 or more"),
+    "extra": ("@tool(when=lambda context: {'x': [1]})\ndef f" + BODY + "return {}", "when", "`when` gave x=[1]"),
+    "cost": ("@tool(estimate_tokens=lambda context: -1)\ndef f" + BODY + "return {}", "when", "0 or more"),
     "call": ("@tool\ndef f" + BODY + "return 1 / 0", "dry call", "ZeroDivisionError"),
     "nonsense": ("@tool\ndef f" + BODY + "return {'a': {1, 2}}", "dry call", "set is not JSON"),
-    "not a dict": ("@tool\ndef f" + BODY + "return 7", "dry call", "returned int, not a dictionary"),
+    "not a dict": ("@tool\ndef f" + BODY + "return 7", "dry call", "returned int of 1 characters, not a dictionary"),
+    "too long": ("@tool\ndef f" + BODY + "return {'a': 'b' * 30_000}", "dry call", "goes into a file under data/"),
+    "asks": ("@tool\ndef f" + BODY + "return {'a': input()}", "dry call", "EOFError"),
+    "dataset": (
+        "@tool\ndef f" + BODY + "return run.context.store.put('data', 'mine', {'kind': 'samples', 'num_items': 3})",
+        "dry call",
+        "without model, shots",
+    ),
     "verdict": ("@tool\ndef f" + BODY + "return {'accepted': True}", "dry call", "for verdicts of the referee"),
     "run files": (
         "@tool\ndef f" + BODY + "(run.context.store.run_dir / 'evals' / 'mine').mkdir()\n    return {}",

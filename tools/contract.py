@@ -15,7 +15,9 @@
 - Heavy work is a job: `run.context.jobs.run("tools.module:function", args)` runs one of this program's in the worker,
   once.
 - Heavy imports (torch, trl, chromadb) stand inside functions, so that listing the tools stays quick.
-- The same call on the same artifacts gives the same result: it is keyed, and a finished call is not repeated.
+- The same call on the same artifacts gives the same result: it is keyed, a finished call is not repeated, and one that
+  costs nothing leaves the menu until something else was done.
+- A dataset's manifest has a "kind"; what other steps read of "samples" and "train" is in `memory.store.FIELDS`.
 """
 
 import inspect
@@ -122,6 +124,10 @@ class Tool:
     def legal(self, context: ToolContext) -> Grid | None:
         """Return the argument values that are legal now, or None."""
         narrowed = self.when(context)
+        for name, values in (narrowed or {}).items():
+            known = self.grid.get(name)
+            if known is None or not isinstance(values, list) or (known and not all(value in known for value in values)):
+                raise ValueError(f"`when` gave {name}={values!r}; give lists of values of the arguments: {self.grid}")
         return None if narrowed is None else self.grid | narrowed
 
     def __call__(self, context: ToolContext, **args: Any) -> Json:
@@ -158,7 +164,8 @@ def tool(
             raise ValueError(f"tool {name!r} has no docstring; it is what the planner reads")
         known = REGISTRY.get(name)
         if known is not None and known.module != function.__module__:
-            raise ValueError(f"the tool {name!r} of {known.module} has the same name; rename the function")
+            where = inspect.getfile(known.function)
+            raise ValueError(f"the tool {name!r} of {where} has the same name; rename the function")
         grid, defaults = _grid(function)
         made = Tool(name, function, stage, description, grid, defaults, when, estimate_tokens)
         REGISTRY[name] = made
@@ -184,6 +191,11 @@ def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:
                 f"argument {parameter.name!r} of tool {function.__name__!r} must be a Literal, a bool, "
                 f"or a str whose values `when` gives; it is {hint}"
             )
-        if parameter.default is not inspect.Parameter.empty:
-            defaults[parameter.name] = parameter.default
+        default, values = parameter.default, grid[parameter.name]
+        if not all(isinstance(value, str | int | float | None) for value in values):
+            raise ValueError(f"the values of {parameter.name!r} must be texts, numbers or booleans; they are {values}")
+        if default is not inspect.Parameter.empty:
+            if default not in values and (values or not isinstance(default, str)):
+                raise ValueError(f"the default of {parameter.name!r}, {default!r}, is none of its values {values}")
+            defaults[parameter.name] = default
     return grid, defaults

@@ -100,6 +100,8 @@ def offers(
             if grid is not None:
                 calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
                 tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
+                if min(tokens, default=0) < 0:
+                    raise ValueError(f"the estimate is {min(tokens)} tokens; return what a call costs, 0 or more")
                 offer = {"tool": tool.name, "stage": tool.stage, "summary": tool.summary}
                 legal.append(offer | {"grid": grid, "tokens": tokens})
                 json.dumps(legal[-1], allow_nan=False)  # raises here, where it is told as this tool's failure
@@ -108,8 +110,10 @@ def offers(
 
 def main() -> None:
     """Serve requests until stdin closes."""
-    lines, answers = sys.stdin, os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # tools may print; the answers have their own pipe
+    lines, answers = os.fdopen(os.dup(sys.stdin.fileno())), os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    # What a tool prints goes into the log, and when it asks for input there is none: the pipes are the agent's.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     setup = json.loads(lines.readline())
     _confine(setup)
     requests = lines_until_closed(lines)
@@ -149,7 +153,8 @@ def _attempt(failed: str, work: Callable[[], Any]) -> Json:
 
 def _confine(setup: Json) -> None:
     folders = [Path(name).resolve().parent for name in setup["tools"]]
-    read = landlock.outside([*landlock.program_paths(), *folders], [Path(name) for name in setup["closed"]])
+    keys = [Path.home() / ".cache" / "huggingface" / name for name in ("token", "stored_tokens")]
+    read = landlock.outside([*landlock.program_paths(), *folders], [*map(Path, setup["closed"]), *keys])
     write = landlock.devices()
     if setup["run_dir"] is not None:
         run_dir = Path(setup["run_dir"])

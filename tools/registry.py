@@ -8,6 +8,7 @@ Whoever publishes tools names the module under the entry point group `autodidact
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
@@ -41,7 +42,7 @@ def named(what: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise BadToolError(f"{what}: {told}") from error
+        raise BadToolError(f"{what}: {told}; mend it or leave it out") from error
 
 
 def load_tools(
@@ -85,7 +86,8 @@ def _load_file(path: Path) -> None:
         spec = importlib.util.spec_from_file_location(module, path)
         if spec is None or spec.loader is None:
             raise ValueError("the file's name must end in .py")
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        sys.modules[module] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        spec.loader.exec_module(sys.modules[module])
     if not _tools_of(module):
         raise ValueError("the file holds no function decorated with @tool")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from memory.store import BASE, RunStore
+from tools.acquire.health import sample_health
 from tools.contract import Json, Overlaps, ToolContext, ToolError
 
 DATASETS = ("samples", "train")
@@ -51,20 +52,17 @@ def make_sample_run(run_dir: Path) -> ToolContext:
     right = [row for row in rows if row["right"]]
     counts: Json = {"num_items": len(rows), "num_samples": len(rows), "num_right": len(right), "next_index": len(rows)}
     counts |= {"num_items_right": len(right), "num_distinct_right": len(right), "num_tokens": 4 * len(rows)}
-    samples: Json = {"kind": "samples", "model": BASE, "shots": True, "seed": 0, "pass_rate": 0.5} | counts
+    samples: Json = {"kind": "samples", "model": BASE, "shots": True, "seed": 0, "temperature": 1.0} | counts
+    samples |= {"samples_per_item": 1, "pass_rate": 0.5, "health": sample_health(rows, 1)}
     store.put("data", DATASETS[0], samples, {"samples.jsonl": rows, "right.jsonl": right})
     chosen = [row | {"id": row["example_id"], "parents": []} for row in right]
     train: Json = {"kind": "train", "num_examples": len(chosen), "rejected": {}, "sources": [DATASETS[0]]}
     train |= {"example_ids": [row["id"] for row in chosen]}
     store.put("data", DATASETS[1], train, {"train.jsonl": chosen, "rejected.jsonl": []})
-    model: Json = {
-        "parent": BASE,
-        "dataset": DATASETS[1],
-        "datasets": [DATASETS[1]],
-        "num_steps": 3,
-        "losses": [2.0, 1.0],
-    }
-    store.put("models", MODEL, model | {"num_examples": len(chosen), "settings": {"method": "lora"}})
+    model: Json = {"parent": BASE, "dataset": DATASETS[1], "datasets": [DATASETS[1]], "num_examples": len(chosen)}
+    store.put(
+        "models", MODEL, model | {"seed": 0, "settings": {"method": "lora"}, "num_steps": 3, "losses": [2.0, 1.0]}
+    )
     for shots in (0, 6):
         store.put("evals", f"base-{shots}", _evaluation(shots), {"items.jsonl": [_answer(row) for row in rows]})
     return ToolContext(store, StandIns(store), StandIns(store), 0, "a made-up task")
@@ -76,7 +74,8 @@ def _sample(number: int, right: bool) -> Json:
     about: Json = {"item_id": f"item{number}", "example_id": f"example{number}", "sample": 0, "model": BASE}
     text: Json = {"prompt": f"What is {question}?", "completion": said, "difficulty": "all", "num_tokens": len(said)}
     score = {"right": right, "verdict": "right" if right else "wrong", "score": float(right), "pass_rate": float(right)}
-    return about | text | score | {"finish": "stop", "logprob": -1.0, "generation": DATASETS[0]}
+    place = {"generation": DATASETS[0], "chunk": 0, "num_samples": 1}
+    return about | text | score | place | {"finish": "stop", "logprob": -1.0}
 
 
 def _answer(row: Json) -> Json:
@@ -90,12 +89,5 @@ def _evaluation(shots: int) -> Json:
     diagnosis["by_difficulty"] = [diagnosis["weakest"]]
     lengths = {"prompt_tokens_per_item": 9.0, "answer_tokens_per_item": 4.0}
     sizes = {"search": n, "gate": n, "final": n}
-    about: Json = {
-        "model": BASE,
-        "split": "search",
-        "shots": shots,
-        "n": n,
-        "split_sizes": sizes,
-        "diagnosis": diagnosis,
-    }
-    return about | score | lengths | {"suite": "made up", "identity": {"engine": "none"}}
+    about: Json = {"model": BASE, "split": "search", "shots": shots, "n": n, "split_sizes": sizes}
+    return about | {"diagnosis": diagnosis} | score | lengths | {"suite": "made up", "identity": {"engine": "none"}}
