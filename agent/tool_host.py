@@ -124,8 +124,8 @@ class ToolHost:
         length = len(json.dumps(result))
         if not isinstance(result, dict) or length > MOST_RESULT:
             raise ToolHostError(
-                f"the tool {tool} returned {type(result).__name__} of {length} characters, not a dictionary of at most "
-                f"{MOST_RESULT}; mend the tool: what is long goes into a file under data/"
+                f"the tool {tool} returned {type(result).__name__} ({length} characters), not a dictionary of at most "
+                f"{MOST_RESULT} characters; mend the tool: what is long goes into a file under data/"
             )
         return result
 

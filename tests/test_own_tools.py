@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from agent.budget import Budget
+from agent.nodes import check_claim
+from agent.situation import build_menu, told_calls
 from agent.tool_host import ToolHost, ToolHostError
 from agent.trace import read_events
 from run_agent import main
+from tools.contract import ToolError
 from tools.jobs import landlock
 from tools.sample_run import make_sample_run
 
@@ -91,7 +95,14 @@ def test_tools_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Mine", "small letters"), ("a-b", "small letters"), ("class", "small letters"), ("finish_run", "already")],
+    [
+        ("Mine", "small letters"),
+        ("a-b", "small letters"),
+        ("class", "small letters"),
+        ("finish_run", "a tool called"),
+        ("random", "a Python module called"),
+        ("memory", "a Python module called"),
+    ],
 )
 def test_tools_new_refuses_a_name(name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tools", "new", name, "--dir", str(tmp_path)]) == 2
@@ -138,11 +149,13 @@ BAD = {
     ),
     "when": ("@tool(when=lambda context: context.nothing)\ndef f" + BODY + "return {}", "when", "of the tool f: Attri"),
     "ids": ("@tool\ndef f(run: ToolRun, i: str) -> dict:\n    'I.'\n    return {}", "when", "never on the menu"),
-    "extra": ("@tool(when=lambda context: {'x': [1]})\ndef f" + BODY + "return {}", "when", "`when` gave x=[1]"),
+    "extra": ("@tool(when=lambda context: {'x': [1]})\ndef f" + BODY + "return {}", "when", "`when` gave {'x': [1]}"),
+    "true": ("@tool(when=lambda context: True)\ndef f" + BODY + "return {}", "when", "`when` gave True"),
+    "stage": ("@tool(stage='learn')\ndef f" + BODY + "return {}", "import", "take one of acquire, select"),
     "cost": ("@tool(estimate_tokens=lambda context: -1)\ndef f" + BODY + "return {}", "when", "0 or more"),
     "call": ("@tool\ndef f" + BODY + "return 1 / 0", "dry call", "ZeroDivisionError"),
     "nonsense": ("@tool\ndef f" + BODY + "return {'a': {1, 2}}", "dry call", "set is not JSON"),
-    "not a dict": ("@tool\ndef f" + BODY + "return 7", "dry call", "returned int of 1 characters, not a dictionary"),
+    "not a dict": ("@tool\ndef f" + BODY + "return 7", "dry call", "returned int (1 characters), not a dictionary"),
     "too long": ("@tool\ndef f" + BODY + "return {'a': 'b' * 30_000}", "dry call", "goes into a file under data/"),
     "asks": ("@tool\ndef f" + BODY + "return {'a': input()}", "dry call", "EOFError"),
     "dataset": (
@@ -207,9 +220,6 @@ def test_a_file_dropped_into_a_stage_folder_is_a_tool(tmp_path: Path) -> None:
 # --- tools that hang
 
 
-HANG = "import time\n@tool\ndef hang" + BODY + "time.sleep(3600)\n    return {}\n"
-
-
 def test_a_hanging_import_is_ended_and_named(tmp_path: Path) -> None:
     file = write(tmp_path, "import time\ntime.sleep(3600)\n")
     with ToolHost([file], limit_s=15.0) as host, pytest.raises(ValueError, match=r"--tools .*mine\.py was ended"):
@@ -241,18 +251,28 @@ def test_the_time_of_jobs_is_not_counted(tmp_path: Path) -> None:
         assert host.call("f", {}, SlowJobs(), context.referee) == {"value": 42}
 
 
-def test_a_hanging_tool_stops_the_run_which_goes_on_once_it_is_mended(tmp_path: Path, tiny_model: Path) -> None:
-    file = write(tmp_path, HEAD + HANG)
-    flags = start_flags(tmp_path, tiny_model, "hang")
-    run = program(*flags, "--tools", file, "--tool-minutes", "0.1")
-    assert run.returncode == 1
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import time; time.sleep(3600); return {}", "the tool mine was ended after 6 s of its own"),
+        ("run.context.store.put('data', 'mine', {}); return {}", "without kind, which other steps read"),
+    ],
+    ids=["hangs", "edits what the run is decided from"],
+)
+def test_a_bad_tool_stops_the_run_which_goes_on_once_it_is_mended(
+    body: str, said: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    source = HEAD + "@tool\ndef mine" + BODY
+    file = write(tmp_path, source + body + "\n")
+    run = program(*start_flags(tmp_path, tiny_model, "mine"), "--tools", file, "--tool-minutes", "0.1")
+    assert run.returncode == 1, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
-    assert report["stop_reason"] == "failed" and "the tool hang was ended after 6 s" in report["error"]
-    write(tmp_path, HEAD + HANG.replace("time.sleep(3600)", "pass"))
+    assert report["stop_reason"] == "failed" and said in report["error"] and "mend" in report["error"]
+    write(tmp_path, source + "return {'n': 1}\n")
     again = program("run_agent.py", "resume", "--runs-dir", str(tmp_path / "runs"), "--json")
     assert again.returncode == 0, again.stderr
     (finished,) = events(tmp_path, "tool_finished")
-    assert finished["tool"] == "hang"
+    assert finished["tool"] == "mine" and finished["result"] == {"n": 1}
 
 
 def test_start_refuses_a_file_that_cannot_be_loaded(tmp_path: Path, tiny_model: Path) -> None:
@@ -260,3 +280,59 @@ def test_start_refuses_a_file_that_cannot_be_loaded(tmp_path: Path, tiny_model: 
     run = program(*flags, "--tools", write(tmp_path, "import os\nos._exit(3)\n"))
     assert run.returncode == 2 and "ended 2 times in --tools" in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "runs").exists()
+
+
+# --- what a tool says
+
+
+def test_a_tool_gets_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "a-long-secret-value")
+    monkeypatch.setenv("SOME_SETTING", "harmless")
+    tells = "@tool\ndef tell" + BODY + "import os; print(os.environ)\n    return dict(os.environ)\n"
+    context = make_sample_run(tmp_path / "run")
+    with ToolHost([write(tmp_path, HEAD + tells)], tmp_path / "run") as host:
+        told = host.call("tell", {}, context.jobs, context.referee)
+    assert told["SOME_SETTING"] == "harmless" and "SOME_API_KEY" not in told
+    assert "a-long-secret-value" not in (tmp_path / "run" / "tools.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"accepted": True},
+        {"accepted": None, "model": "nobody"},
+        {"accepted": True, "model": []},
+        {"accepted": True, "model": "good", "refused_by": 7},
+        {"accepted": False, "model": "good"},
+    ],
+)
+def test_a_made_up_verdict_is_refused(result: dict[str, Any], tmp_path: Path) -> None:
+    store = make_sample_run(tmp_path).store
+    verdict = {"model": "good", "split": "gate", "shots": 0, "accepted": True, "refused_by": []}
+    store.put("evals", "verdict", verdict)
+    with pytest.raises(ToolError, match="which the referee did not say"):
+        check_claim(store, result)
+    check_claim(store, {"accepted": True, "model": "good"})
+    check_claim(store, {"n": 1})
+
+
+def test_a_call_that_costs_nothing_leaves_the_menu_until_something_else_was_done(tmp_path: Path) -> None:
+    store = make_sample_run(tmp_path).store
+    free = {"tool": "look", "stage": "evaluate", "summary": "Look.", "grid": {"at": [1, 2]}, "tokens": [0, 0]}
+    dear = {"tool": "work", "stage": "acquire", "summary": "Work.", "grid": {}, "tokens": [9]}
+    told: list[Any] = []
+    menus = []
+    for tool, args in (("look", {"at": 1}), ("look", {"at": 2}), ("work", {}), ("look", {"at": 2})):
+        told = told_calls(told, {"tool": tool, "args": args, "refused": 0}, [free, dear])
+        menu = build_menu([free, dear], store, Budget(None, None), told)
+        menus.append({choice["tool"]: choice["arguments"] for choice in menu})
+    both = {"look": {"at": [1, 2]}, "work": {}}
+    assert menus == [{"look": {"at": [2]}, "work": {}}, {"work": {}}, both, {"look": {"at": [1]}, "work": {}}]
+    assert told_calls(told, {"tool": "work", "args": {}, "refused": 1}, [free, dear]) == told, "nothing was done"
+
+
+def test_a_tool_file_may_define_dataclasses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + FINE
+    source += "@dataclass\nclass Count:\n    n: int = 1\n"
+    code, found = check(capsys, write(tmp_path, source))
+    assert code == 0, found

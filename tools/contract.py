@@ -124,11 +124,15 @@ class Tool:
     def legal(self, context: ToolContext) -> Grid | None:
         """Return the argument values that are legal now, or None."""
         narrowed = self.when(context)
-        for name, values in (narrowed or {}).items():
-            known = self.grid.get(name)
-            if known is None or not isinstance(values, list) or (known and not all(value in known for value in values)):
-                raise ValueError(f"`when` gave {name}={values!r}; give lists of values of the arguments: {self.grid}")
-        return None if narrowed is None else self.grid | narrowed
+        if narrowed is None:
+            return None
+        if not isinstance(narrowed, dict) or not all(self._takes(name, values) for name, values in narrowed.items()):
+            raise ValueError(f"`when` gave {narrowed!r}; give None, or lists of values of the arguments {self.grid}")
+        return self.grid | narrowed
+
+    def _takes(self, name: str, values: object) -> bool:
+        known = self.grid.get(name)
+        return known is not None and isinstance(values, list) and all(value in known or not known for value in values)
 
     def __call__(self, context: ToolContext, **args: Any) -> Json:
         """Run the tool."""
@@ -162,6 +166,8 @@ def tool(
         description = inspect.getdoc(function)
         if not description:
             raise ValueError(f"tool {name!r} has no docstring; it is what the planner reads")
+        if stage not in get_args(Stage):
+            raise ValueError(f"tool {name!r} has the stage {stage!r}; take one of {', '.join(get_args(Stage))}")
         known = REGISTRY.get(name)
         if known is not None and known.module != function.__module__:
             where = inspect.getfile(known.function)

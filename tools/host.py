@@ -153,7 +153,8 @@ def _attempt(failed: str, work: Callable[[], Any]) -> Json:
 
 def _confine(setup: Json) -> None:
     folders = [Path(name).resolve().parent for name in setup["tools"]]
-    keys = [Path.home() / ".cache" / "huggingface" / name for name in ("token", "stored_tokens")]
+    places = [Path.home() / ".cache" / "huggingface" / name for name in ("token", "stored_tokens")]
+    keys = [path for path in places if path.exists()]
     read = landlock.outside([*landlock.program_paths(), *folders], [*map(Path, setup["closed"]), *keys])
     write = landlock.devices()
     if setup["run_dir"] is not None:

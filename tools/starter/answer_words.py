@@ -3,36 +3,40 @@
 Then let a run use it: `python run_agent.py start --tools FILE`. The contract is in tools/contract.py.
 """
 
+from statistics import mean
 from typing import Literal
 
+from memory.store import RunStore
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 
 
+def evaluations(store: RunStore, prompting: str) -> list[Json]:
+    """Return the evaluations that tools may see, oldest first."""
+    records = [record for record in store.all("evals") if record["split"] == "search"]
+    return [record for record in records if bool(record["shots"]) == (prompting == "few_shot")]
+
+
 def legal(context: ToolContext) -> Grid | None:
-    """Say when the tool is on the menu: None = not now, {} = with all its values, {"shots": [0]} = with these."""
-    measured = {bool(record["shots"]) for record in context.store.all("evals") if record["split"] == "search"}
-    prompting = [name for name, shots in (("zero_shot", False), ("few_shot", True)) if shots in measured]
+    """Say when the tool is on the menu: None = not now, {} = with all values, {"prompting": [...]} = with these."""
+    prompting = [name for name in ("zero_shot", "few_shot") if evaluations(context.store, name)]
     return {"prompting": prompting} if prompting else None
 
 
-# `stage` groups the tool in `tools list`. `estimate_tokens` tells what a call will cost; reading files costs nothing.
-@tool(stage="evaluate", when=legal, estimate_tokens=lambda context, **args: 0)
+# `@tool` alone means: an "evaluate" tool that is always legal. `estimate_tokens=` is for one that lets a model work.
+@tool(stage="evaluate", when=legal)
 def answer_words(run: ToolRun, prompting: Literal["zero_shot", "few_shot"] = "zero_shot") -> Json:
     """Tell how many words the newest measured answers have, right and wrong ones apart.
 
     Use it when many answers are wrong: wrong answers that are much longer than right ones ramble. Returns the counts
     and the mean words of each kind (null: there is none).
     """
-    # Every argument is a Literal or a bool, so that the menu is finite; `run` is not on it.
-    store = run.context.store
-    records = [record for record in store.all("evals") if record["split"] == "search"]
-    records = [record for record in records if bool(record["shots"]) == (prompting == "few_shot")]
-    if not records:  # a ToolError is for the planner and says what to do instead; anything else stops the run
+    # The planner chooses every argument but `run`: each is a Literal or a bool, so that the menu is finite.
+    found = evaluations(run.context.store, prompting)
+    if not found:  # a ToolError is for the planner and says what to do instead; anything else stops the run
         raise ToolError(f"no {prompting} evaluation exists yet; choose the other prompting")
-    words: dict[bool, list[int]] = {True: [], False: []}
-    for row in store.rows("evals", records[-1]["id"], "items.jsonl"):
-        words[row["verdict"] == "right"].append(len(row["answer"].split()))
-    # Small plain values; what is large goes into a file under data/ and is named here.
-    means = {right: round(sum(counts) / len(counts), 2) if counts else None for right, counts in words.items()}
-    counts = {"num_right": len(words[True]), "num_wrong": len(words[False])}
-    return counts | {"words_right": means[True], "words_wrong": means[False]}
+    rows = run.context.store.rows("evals", found[-1]["id"], "items.jsonl")
+    result: Json = {}  # small plain values; what is long goes into a file under data/ and is named here
+    for kind in ("right", "wrong"):
+        words = [len(row["answer"].split()) for row in rows if (row["verdict"] == "right") == (kind == "right")]
+        result |= {f"num_{kind}": len(words), f"words_{kind}": round(mean(words), 2) if words else None}
+    return result
