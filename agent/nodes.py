@@ -180,7 +180,7 @@ def check_claim(store: RunStore, result: Json) -> None:
     if "accepted" not in result:
         return
     given = next((verdict for verdict in store.verdicts() if verdict["model"] == result.get("model")), None)
-    if given is None or any(result.get(key, given[key]) != given[key] for key in ("accepted", "refused_by")):
+    if given is None or any(result[key] != given.get(key) for key in ("accepted", "refused_by") if key in result):
         raise ToolError(f"the tool claims accepted={result['accepted']}, which the referee did not say; it is ignored")
 
 

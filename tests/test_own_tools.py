@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from agent.tool_host import ToolHost, ToolHostError
 from agent.trace import read_events
 from run_agent import main
 from tools.contract import ToolError
+from tools.engines.models import MODELS_DIR
 from tools.jobs import landlock
 from tools.sample_run import make_sample_run
 
@@ -53,6 +55,7 @@ def start_flags(tmp_path: Path, tiny_model: Path, *plan: str) -> list[str]:
     sizes = ["--search-items", "20", "--gate-items", "20", "--final-items", "20", "--budget-tokens", "3000000"]
     where = ["--runs-dir", str(tmp_path / "runs"), "--model", str(tiny_model), "--dtype", "float32"]
     task = ["--task", f"{tmp_path / 'say.jsonl'}?scorer=exact", "--planner", f"scripted:{tmp_path / 'plan.jsonl'}"]
+    where += ["--models-dir", str(MODELS_DIR)]
     return ["run_agent.py", "start", *task, *sizes, *where, "--max-steps", "1", "--json"]
 
 
@@ -65,17 +68,20 @@ def events(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_from_tools_new_to_a_run_that_calls_it(tmp_path: Path, tiny_model: Path) -> None:
-    new = program("run_agent.py", "tools", "new", "word_lengths", "--dir", str(tmp_path))
+    """In an empty folder, by typing what `tools new` says."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    new = program(str(REPO / "run_agent.py"), "tools", "new", "word_lengths", cwd=mine)
     assert new.returncode == 0, new.stderr
-    file = tmp_path / "word_lengths.py"
-    tested = program("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_word_lengths.py"))
+    tests, check, start = (shlex.split(line)[1:] for line in new.stdout.splitlines()[1:])
+    tested = program(*tests, "-p", "no:cacheprovider", cwd=mine)
     assert tested.returncode == 0 and "2 passed" in tested.stdout, tested.stdout
-    checked = program("run_agent.py", "tools", "check", str(file))
+    checked = program(*check, cwd=mine)
     assert checked.returncode == 0, checked.stdout
     assert '"num_right": 3' in checked.stdout and "0 tokens" in checked.stdout and "PROBLEM" not in checked.stdout
-    flags = start_flags(tmp_path, tiny_model)
+    flags = start_flags(tmp_path, tiny_model)[2:]
     (tmp_path / "plan.jsonl").write_text('{"tool": "word_lengths", "arguments": {"prompting": "few_shot"}}\n')
-    run = program(*flags, "--tools", str(file))
+    run = program(*start, *flags, cwd=mine)
     assert run.returncode == 0, run.stderr
     (finished,) = events(tmp_path, "tool_finished")
     assert finished["tool"] == "word_lengths"
@@ -212,9 +218,9 @@ def test_a_file_dropped_into_a_stage_folder_is_a_tool(tmp_path: Path) -> None:
     for name in ("tools", "memory", "prompts"):
         shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     write(tmp_path / "tools" / "evaluate", FINE)
-    code = "from tools.registry import load_tools; print(*load_tools())"
+    code = "from tools.registry import load_tools; print(*load_tools(('tools/evaluate/mine.py',)))"
     names = program("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout.split()
-    assert names[-1] == "fine" and names[0] == "generate_data"
+    assert names[-1] == "fine" and names[0] == "generate_data", "given with --tools too, it is the same tool"
 
 
 # --- tools that hang

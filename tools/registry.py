@@ -74,8 +74,11 @@ def modules_with_tools(root: Path) -> list[str]:
 
 
 def module_of(path: Path) -> str:
-    """Return the name of the module that a user's file is loaded as."""
-    return f"user_tools_{content_id(str(path.resolve()))}"
+    """Return the name of the module that a tool file is loaded as; one in a stage folder is loaded already."""
+    path = path.resolve()
+    if path.parent.parent == Path(__file__).resolve().parent and path.parent.name in get_args(Stage):
+        return f"tools.{path.parent.name}.{path.stem}"
+    return f"user_tools_{content_id(str(path))}"
 
 
 def _load_file(path: Path) -> None:
