@@ -14,7 +14,6 @@ from typing import Any
 
 from agent import commands, views
 from agent.commands import Check, Outcome
-from agent.planners.base import Choice, menu_schema
 from agent.tool_host import ToolHost, ToolHostError
 from memory.records import write_text
 from tools.contract import Json, ToolContext, ToolError
@@ -120,6 +119,8 @@ def _check_tool(host: ToolHost, tool: Json, offer: Json | None, context: ToolCon
 def _check_schema(offer: Json) -> Check:
     """Compile what the planner would get into the grammar that its decision is bound to."""
     import llguidance
+
+    from agent.planners.base import Choice, menu_schema
 
     matcher = llguidance.LLMatcher
     choice = Choice(tool=offer["tool"], description=offer["summary"], arguments=offer["grid"])

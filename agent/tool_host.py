@@ -202,8 +202,9 @@ class ToolHost:
                 raise ToolError(str(error))
             if state == "bad_tools":
                 raise ValueError(str(error))
-            called = f"the tool {request['tool']} failed: {error}{self._log()}; mend the tool"
-            raise ToolHostError(called if "tool" in request else str(error))
+            if "tool" not in request:
+                raise ToolHostError(str(error))
+            raise ToolHostError(f"the tool {request['tool']} failed: {error}{self._log()}; mend the tool")
 
     def _do(self, message: Json, jobs: Jobs | None, referee: Judge | None) -> Json:
         """Do what a tool asked for. Of errors only a ToolError goes back to it; any other ends the run."""

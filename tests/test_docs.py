@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [Block(*f"{head} ".split(" ")[:2], text) for head, text in found]
+    return [Block(head.partition(" ")[0], head.partition(" ")[2], text) for head, text in found]
 
 
 def type_line(line: str, folder: Path, tiny_model: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_file_dropped_into_a_stage_folder_is_a_tool(tmp_path: Path) -> None:
     write(tmp_path / "tools" / "evaluate", FINE)
     code = "from tools.registry import load_tools; print(*load_tools(('tools/evaluate/mine.py',)))"
     names = program("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout.split()
-    assert names[-1] == "fine" and names[0] == "generate_data", "given with --tools too, it is the same tool"
+    assert names[-1] == "fine" and "generate_data" in names, "given with --tools too, it is the same tool"
 
 
 # --- tools that hang
@@ -228,7 +228,7 @@ def test_a_file_dropped_into_a_stage_folder_is_a_tool(tmp_path: Path) -> None:
 
 def test_a_hanging_import_is_ended_and_named(tmp_path: Path) -> None:
     file = write(tmp_path, "import time\ntime.sleep(3600)\n")
-    with ToolHost([file], limit_s=15.0) as host, pytest.raises(ValueError, match=r"--tools .*mine\.py was ended"):
+    with ToolHost([file], limit_s=10.0) as host, pytest.raises(ValueError, match=r"--tools .*mine\.py was ended"):
         host.describe()
     assert host.pid is None
 
@@ -257,28 +257,31 @@ def test_the_time_of_jobs_is_not_counted(tmp_path: Path) -> None:
         assert host.call("f", {}, SlowJobs(), context.referee) == {"value": 42}
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("import time; time.sleep(3600); return {}", "the tool mine was ended after 6 s of its own"),
-        ("run.context.store.put('data', 'mine', {}); return {}", "without kind, which other steps read"),
-    ],
-    ids=["hangs", "edits what the run is decided from"],
-)
-def test_a_bad_tool_stops_the_run_which_goes_on_once_it_is_mended(
-    body: str, said: str, tmp_path: Path, tiny_model: Path
-) -> None:
+def test_a_hanging_tool_stops_the_run_which_goes_on_once_it_is_mended(tmp_path: Path, tiny_model: Path) -> None:
     source = HEAD + "@tool\ndef mine" + BODY
-    file = write(tmp_path, source + body + "\n")
+    file = write(tmp_path, source + "import time; time.sleep(3600); return {}\n")
     run = program(*start_flags(tmp_path, tiny_model, "mine"), "--tools", file, "--tool-minutes", "0.1")
     assert run.returncode == 1, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
-    assert report["stop_reason"] == "failed" and said in report["error"] and "mend" in report["error"]
+    assert report["stop_reason"] == "failed"
+    assert "the tool mine was ended after 6 s of its own" in report["error"] and "; mend what" in report["error"]
     write(tmp_path, source + "return {'n': 1}\n")
     again = program("run_agent.py", "resume", "--runs-dir", str(tmp_path / "runs"), "--json")
     assert again.returncode == 0, again.stderr
     (finished,) = events(tmp_path, "tool_finished")
     assert finished["tool"] == "mine" and finished["result"] == {"n": 1}
+
+
+def test_a_manifest_that_no_step_could_read_is_set_aside(tmp_path: Path) -> None:
+    """Also when the tool failed after it wrote it: the next step would stumble over it."""
+    puts = "@tool\ndef f" + BODY + "run.context.store.put('data', 'mine', {'note': 1})\n    raise ToolError('no')\n"
+    context = make_sample_run(tmp_path / "run")
+    source = "from tools.contract import ToolError\n" + HEAD + puts
+    with ToolHost([write(tmp_path, source)], tmp_path / "run") as host:
+        with pytest.raises(ToolHostError, match=r"the tool f left .* without kind, which other steps read; .* mend"):
+            host.call("f", {}, context.jobs, context.referee)
+        assert [dataset["id"] for dataset in context.store.all("data")] == ["samples", "train"]
+        assert (tmp_path / "run" / "data" / "mine" / "unreadable.json").exists()
 
 
 def test_start_refuses_a_file_that_cannot_be_loaded(tmp_path: Path, tiny_model: Path) -> None:
