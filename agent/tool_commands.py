@@ -127,7 +127,7 @@ def _check_schema(offer: Json) -> Check:
     if problem := matcher.validate_grammar(matcher.grammar_from_json_schema(json.dumps(menu_schema([choice])))):
         return Check("PROBLEM", "schema", f"the planner's grammar refuses it ({problem}); use short texts as values")
     cost = " to ".join(map(str, sorted({min(offer["tokens"]), max(offer["tokens"])})))
-    return Check("ok", "schema", f"{len(offer['tokens'])} legal calls of {cost} tokens, compiled for the planner")
+    return Check("ok", "schema", f"compiled for the planner; legal calls: {len(offer['tokens'])}, tokens: {cost}")
 
 
 def _dry_call(host: ToolHost, tool: Json, grid: Json, context: ToolContext) -> Check:

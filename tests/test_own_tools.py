@@ -78,7 +78,7 @@ def test_from_tools_new_to_a_run_that_calls_it(tmp_path: Path, tiny_model: Path)
     assert tested.returncode == 0 and "2 passed" in tested.stdout, tested.stdout
     checked = program(*check, cwd=mine)
     assert checked.returncode == 0, checked.stdout
-    assert '"num_right": 3' in checked.stdout and "0 tokens" in checked.stdout and "PROBLEM" not in checked.stdout
+    assert '"num_right": 3' in checked.stdout and "tokens: 0" in checked.stdout and "PROBLEM" not in checked.stdout
     flags = start_flags(tmp_path, tiny_model)[2:]
     (tmp_path / "plan.jsonl").write_text('{"tool": "word_lengths", "arguments": {"prompting": "few_shot"}}\n')
     run = program(*start, *flags, cwd=mine)
@@ -131,7 +131,7 @@ def test_check_says_everything_about_a_good_tool(tmp_path: Path, capsys: pytest.
     assert found["name"]["said"] == "count [select]: no other tool is called so"
     assert found["docstring"]["said"] == "Count the rows of a dataset."
     assert found["argument"]["said"] == "size: 10, 20 (default 20)"
-    assert found["schema"]["said"] == "4 legal calls of 10 to 20 tokens, compiled for the planner"
+    assert found["schema"]["said"] == "compiled for the planner; legal calls: 4, tokens: 10 to 20"
     assert found["dry call"]["said"] == 'count(dataset=\'train\', size=20) -> {"rows": 3, "size": 20}'
 
 

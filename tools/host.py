@@ -10,6 +10,7 @@ The first line is {"run_dir" (null = only describe), "tools", "seed", "task", "c
 whose code runs now, {"at": "--tools my_tool.py"}, so that who hangs or dies is known.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory.store import RunStore
+from tools import contract, registry
 from tools.contract import Json, Overlaps, Tool, ToolContext, ToolError
 from tools.jobs import landlock
 from tools.jobs.job import Usage
@@ -146,9 +148,19 @@ def _attempt(failed: str, work: Callable[[], Any]) -> Json:
     except ToolError as problem:
         return {"state": "tool_error", "error": str(problem)}
     except BaseException as error:
-        traceback.print_exc()
+        _print_of_the_author(error)
         told = str(error) if isinstance(error, BadToolError) else f"{type(error).__name__}: {error}"
         return {"state": failed, "error": told}
+
+
+def _print_of_the_author(error: BaseException) -> None:
+    """Print the traceback without the frames of what calls the author's code."""
+    error = error.__cause__ if isinstance(error, BadToolError) and error.__cause__ else error
+    ours = (__file__, registry.__file__, contract.__file__, contextlib.__file__, "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    if frames or isinstance(error, SyntaxError):
+        sys.stderr.write("".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]))
+        sys.stderr.flush()
 
 
 def _confine(setup: Json) -> None:
