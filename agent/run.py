@@ -166,7 +166,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
         }
         with (
             WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
-            ToolHost(config.tools, run_dir, config.seed, config.task, closed) as tools,
+            ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
             nullcontext(MeteredJobs(client, budget)) as jobs,
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):

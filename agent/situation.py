@@ -1,5 +1,6 @@
 """The situation: what the planner decides from, built anew from files each step, and the menu of legal actions."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -42,22 +43,38 @@ def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons:
     }
 
 
-def build_menu(offers: list[Json], store: RunStore, budget: Budget) -> list[Choice]:
-    """Return what is affordable of the legal actions (see `tools.host.offers`).
+def told_calls(told: list[list[Any]], last: Json | None, offers: list[Json]) -> list[list[Any]]:
+    """Return the calls, [tool, args] each, that cost nothing and were made since something else was done.
+
+    They would say the same again: a planner that likes one would call it for ever. told: the same before `last`.
+    """
+    if last is None or last.get("refused"):
+        return told
+    free = [offer["tool"] for offer in offers if not any(offer["tokens"])]
+    return [*told, [last["tool"], last["args"]]] if last["tool"] in free else []
+
+
+def calls_of(offer: Json) -> list[Json]:
+    """Return the arguments of all calls of an offer, in the order of its "tokens"."""
+    return [dict(zip(offer["grid"], values, strict=True)) for values in product(*offer["grid"].values())]
+
+
+def build_menu(offers: list[Json], store: RunStore, budget: Budget, told: Sequence[list[Any]] = ()) -> list[Choice]:
+    """Return what is affordable of the legal actions (see `tools.host.offers`), without the calls that were told.
 
     An argument value stays when some affordable call uses it.
     """
     reserved = final_tokens(store)
     menu: list[Choice] = []
     for offer in offers:
-        grid = offer["grid"]
         affordable = [
-            dict(zip(grid, values, strict=True))
-            for values, tokens in zip(product(*grid.values()), offer["tokens"], strict=True)
-            if budget.affords(tokens, _kept_back(offer["tool"], reserved), WORK_OF_STAGE.get(offer["stage"]))
+            call
+            for call, tokens in zip(calls_of(offer), offer["tokens"], strict=True)
+            if [offer["tool"], call] not in told
+            and budget.affords(tokens, _kept_back(offer["tool"], reserved), WORK_OF_STAGE.get(offer["stage"]))
         ]
         if affordable:
-            arguments = _largest_box(grid, affordable)
+            arguments = _largest_box(offer["grid"], affordable)
             menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments))
     return menu
 

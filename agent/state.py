@@ -58,4 +58,6 @@ class State(TypedDict, total=False):
     decision: dict[str, Any]
     last: dict[str, Any] | None
     """The last action's tool, arguments and outcome in a few words."""
+    told: list[list[Any]]
+    """See `agent.situation.told_calls`."""
     stop_reason: str | None

@@ -34,9 +34,7 @@ class Trace:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "events.jsonl"
-        self._secrets = [
-            value for name, value in os.environ.items() if len(value) >= 12 and name.upper().endswith(_SECRET_NAMES)
-        ]
+        self._secrets = [value for name, value in os.environ.items() if len(value) >= 12 and is_secret(name)]
         self.last_seq = max((event["seq"] for event in read_events(run_dir)), default=0)
         self.clock: Callable[[], float] = lambda: 0.0
         """Wall seconds of the run so far; each event records it as spent_s."""
@@ -65,6 +63,11 @@ class Trace:
                 value = value.replace(secret, "[redacted]")
             return _SECRET.sub("[redacted]", value)
         return value
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return name.upper().endswith(_SECRET_NAMES)
 
 
 def read_events(run_dir: Path) -> Iterator[Event]:
