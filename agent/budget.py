@@ -43,8 +43,17 @@ class Budget:
         Training takes about twice the time of evaluation for a token.
         """
         every = reduce(Usage.plus, self._measured.values(), NO_USAGE)
-        of_kind = self._measured.get(kind or "", every)
-        return of_kind.tokens / of_kind.wall_s if of_kind.tokens > 0 and of_kind.wall_s > 0 else 300.0
+        for known in (self._measured.get(kind or "", NO_USAGE), every):
+            if known.tokens > 0 and known.wall_s > 0:
+                return known.tokens / known.wall_s
+        return 300.0
+
+    def tokens_left(self) -> float | None:
+        """Return how many tokens the budget still pays for at the measured speed; None = no limit."""
+        left = [] if self.tokens is None else [float(self.tokens - self.used.tokens)]
+        if self.minutes is not None:
+            left.append((60 * self.minutes - self.spent_s) * self.tokens_per_s())
+        return max(0.0, min(left)) if left else None
 
     def share_left(self) -> float:
         """Return the share of the budget that is left, 1.0 to 0.0, of whichever limit is nearer."""

@@ -4,7 +4,7 @@ The champion is safe in any case, because the gate decides; these rules save wha
 are those of model collapse (arXiv 2305.17493) and of majority votes that drift from the truth (arXiv 2504.16084).
 """
 
-from agent.statistics import wilson_interval
+from agent.statistics import paired_gain, wilson_interval
 from memory.store import BASE
 from tools.contract import Json
 
@@ -50,3 +50,34 @@ def collapse_sign(samplings: list[Json]) -> str | None:
             f"(at first {first['agreement']:.2f} and {first['majority_right']:.2f}, n={n} items)"
         )
     return None
+
+
+PLATEAU_CANDIDATES = 3
+LEAST_HOPE = 0.5
+"""Points of score that the rest of the budget must be able to bring."""
+
+
+def plateau_sign(looks: list[Json], tokens_used: float, tokens_left: float) -> str | None:
+    """Return why more of the same cannot pay: even the upper bound of the newest gains per token brings too little.
+
+    looks: the last look at the gate (num_fixed, num_broken, num_items) of each judged candidate, oldest first;
+    tokens_used: by the run, of which a candidate cost its share. None = it may still pay, or no candidate is affordable
+    any more. A rule of thumb: candidates are judged on the same items, so the interval of their mean is too narrow; it
+    is still wide, so that only candidates that broke more than they fixed end a run.
+    """
+    newest = looks[-PLATEAU_CANDIDATES:]
+    if len(newest) < PLATEAU_CANDIDATES:
+        return None
+    cost = tokens_used / len(looks)
+    if tokens_left < cost:
+        return None
+    gains = [paired_gain(look["num_fixed"], look["num_broken"], look["num_items"]) for look in newest]
+    gain = 100 * sum(middle for middle, _, _ in gains) / len(gains)
+    half = 100 * sum((high - middle) ** 2 for middle, _, high in gains) ** 0.5 / len(gains)
+    hope = (gain + half) * tokens_left / cost
+    if hope >= LEAST_HOPE:
+        return None
+    return (
+        f"the last {PLATEAU_CANDIDATES} candidates gained {gain:+.1f} points each [{gain - half:+.1f}, "
+        f"{gain + half:+.1f}] for {cost:,.0f} tokens: the {tokens_left:,.0f} tokens left can bring at most {hope:+.1f}"
+    )

@@ -39,6 +39,7 @@ class RunConfig:
     dtype: str = _option("auto", "auto (bf16 where the hardware is quick at it, else float32), float32, bfloat16")
     system_prompt: str = _option("", "system prompt of every question; empty keeps prompts short")
     tools: tuple[str, ...] = _option((), "file with tools of your own (may be given several times)")
+    tool_minutes: float = _option(10.0, "minutes that a tool may work by itself in one call; its jobs are not counted")
     runs_dir: str = _option("runs", "folder of all runs")
     models_dir: str = _option("models", "folder of converted models")
 
@@ -49,7 +50,7 @@ class RunConfig:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} is too few to tell anything; use 20 or more"
                 )
-        for name in ("budget_minutes", "budget_tokens"):
+        for name in ("budget_minutes", "budget_tokens", "tool_minutes"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

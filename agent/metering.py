@@ -68,4 +68,6 @@ class MeteredJobs:
         if folder.name not in self._counted:
             self._counted.add(folder.name)
             kind = WORK.get(read_json(folder / "spec.json")["function"])
-            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), kind if kind in PRODUCTIVE else None)
+            # What a killed attempt had done already took no time of this one: that is no measure of speed.
+            measures = kind in PRODUCTIVE and read_json(folder / "status.json").get("attempts") == 1
+            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), kind if measures else None)

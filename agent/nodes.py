@@ -7,7 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from agent.budget import Budget
-from agent.collapse import collapse_sign
+from agent.collapse import collapse_sign, plateau_sign
 from agent.config import RunConfig
 from agent.console import Console
 from agent.metering import MeteredJobs
@@ -15,7 +15,7 @@ from agent.planners import Choice, Decision, InvalidDecision, Planner
 from agent.planners.base import check_decision
 from agent.planners.fixed import RulesPlanner, decision
 from agent.referee import Door, Referee
-from agent.situation import build_menu, build_situation, situation_text
+from agent.situation import build_menu, build_situation, calls_of, situation_text, told_calls
 from agent.state import State, StopReason
 from agent.tool_host import ToolHost
 from agent.trace import Trace
@@ -26,6 +26,8 @@ from tools.contract import Json, ToolError
 INVALID_LIMIT = 2
 """Invalid decisions in a row after which the rules decide, marked as fallback."""
 REJECTIONS_LIMIT = 4
+MOST_OUTCOME = 300
+"""Characters of a tool's outcome that the planner reads: more would crowd out the rest of the situation."""
 REFUSALS_LIMIT = 5
 """Refused calls in a row after which nothing useful is left on the menu."""
 
@@ -54,16 +56,18 @@ def observe(state: State, runtime: Runtime[Services]) -> State:
     step = state.get("step", 0) + 1
     situation = build_situation(services.store, services.budget, state.get("last"), services.lessons)
     offers = services.tools.offers()
-    menu = build_menu(offers, services.store, services.budget)
+    told = told_calls(state.get("told", []), state.get("last"), offers)
+    menu = build_menu(offers, services.store, services.budget, told)
     # A call that was just refused would be refused again: nothing has changed since.
     refused = state.get("last") or {}
     if refused.get("refused"):
         menu = [choice for choice in menu if choice["tool"] != refused["tool"]] or menu
     services.trace.emit("observed", step=step, situation=situation, menu=[choice["tool"] for choice in menu])
     services.console.observed(step, situation)
-    update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu]}
+    update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu], "told": told}
     if not menu:
-        update["stop_reason"] = (StopReason.BUDGET if offers else StopReason.NO_ACTION).value
+        left = any([offer["tool"], call] not in told for offer in offers for call in calls_of(offer))
+        update["stop_reason"] = (StopReason.BUDGET if left else StopReason.NO_ACTION).value
     return update
 
 
@@ -132,7 +136,7 @@ def act(state: State, runtime: Runtime[Services]) -> State:
     else:
         services.trace.emit("tool_failed", step=step, tool=name, args=args, error=error, usage=usage)
     services.console.finished(step, name, result, usage, error)
-    outcome = error or _outcome(name, result)
+    outcome = (error or _outcome(name, result))[:MOST_OUTCOME]
     refused = 0 if error is None else 1 + (state.get("last") or {}).get("refused", 0)
     return {"last": {"tool": name, "args": args, "outcome": outcome, "refused": refused}}
 
@@ -163,18 +167,34 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
         services.trace.emit("collapsed", step=state["step"], sign=sign)
         services.console.say(f"  collapse: {sign}")
         return StopReason.COLLAPSE
-    verdicts = [verdict["accepted"] for verdict in store.verdicts()[-REJECTIONS_LIMIT:]]
-    if len(verdicts) == REJECTIONS_LIMIT and not any(verdicts) and store.candidate() is None:
+    sign = None if pending else _plateau(services)
+    if sign is not None:
+        services.trace.emit("plateau", step=state["step"], sign=sign)
+        services.console.say(f"  plateau: {sign}")
         return StopReason.PLATEAU
     if state["step"] >= services.config.max_steps:
         return StopReason.BUDGET
     return StopReason.USER_STOPPED if services.stop_requested else None
 
 
+def _plateau(services: Services) -> str | None:
+    verdicts = services.store.verdicts()
+    newest = [verdict["accepted"] for verdict in verdicts[-REJECTIONS_LIMIT:]]
+    if len(newest) == REJECTIONS_LIMIT and not any(newest):
+        return f"the last {REJECTIONS_LIMIT} candidates were rejected"
+    left = services.budget.tokens_left()
+    if left is None:
+        return None
+    looks = [services.referee.verdict_detail(verdict["model"])["looks"][-1] for verdict in verdicts]
+    return plateau_sign(looks, services.budget.used.tokens, left)
+
+
 def check_claim(store: RunStore, result: Json) -> None:
     """Raise ToolError for a result that tells of a verdict which the referee did not give."""
-    given = {verdict["model"]: verdict["accepted"] for verdict in store.verdicts()}
-    if "accepted" in result and given.get(result.get("model")) != result["accepted"]:
+    if "accepted" not in result:
+        return
+    given = next((verdict for verdict in store.verdicts() if verdict["model"] == result.get("model")), None)
+    if given is None or any(result[key] != given.get(key) for key in ("accepted", "refused_by") if key in result):
         raise ToolError(f"the tool claims accepted={result['accepted']}, which the referee did not say; it is ignored")
 
 
@@ -191,6 +211,6 @@ def _outcome(tool: str, result: dict[str, Any]) -> str:
     if "accepted" in result:
         verdict = "accepted" if result["accepted"] else " ".join(["rejected", *result.get("refused_by", [])])
         gain = result.get("gain_on_search")
-        return verdict if gain is None else f"{verdict}, search gain {100 * gain:+.0f}"
+        return f"{verdict}, search gain {100 * gain:+.0f}" if isinstance(gain, int | float) else verdict
     shown = {key: value for key, value in result.items() if isinstance(value, int | float) and value is not True}
     return ", ".join(f"{key} {value}" for key, value in list(shown.items())[:3]) or "done"

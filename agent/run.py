@@ -167,7 +167,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
         }
         with (
             WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
-            ToolHost(config.tools, run_dir, config.seed, config.task, closed) as tools,
+            ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
             nullcontext(MeteredJobs(client, budget)) as jobs,
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):
@@ -349,7 +349,7 @@ def _report(
         "peak_rss_gib": round(_peak_rss_gib([services.jobs.client.pid, services.tools.pid]), 2),
         "decided_by": dict(decided_by),
         "steps": len(decisions),
-        "scorer_errors": services.referee.scorer.errors.count,
+        "scorer_errors": services.referee.scorer.errors.count + _num_unscored(services.store),
         "scorer_note": services.referee.scorer.note([], []),
         "accepted": sum(verdict["accepted"] for verdict in verdicts),
         "rejected": sum(not verdict["accepted"] for verdict in verdicts),
@@ -361,12 +361,18 @@ def _report(
     services.trace.emit("run_stopped", reason=reason.value, sentence=reason.sentence, error=error)
     services.console.final(report)
     if report["scorer_errors"]:
+        first = services.referee.scorer.errors.first
         services.console.say(
-            f"the scorer failed on {report['scorer_errors']} answers: {services.referee.scorer.errors.first}"
+            f"the scorer failed on {report['scorer_errors']} answers" + (f": {first}" if first else "")
         )
     if error:
         services.console.say(f"error: {error}")
     return report
+
+
+def _num_unscored(store: RunStore) -> int:
+    """Return on how many samples the scorer failed."""
+    return sum(dataset.get("num_unscored", 0) for dataset in store.all("data") if dataset["kind"] == "samples")
 
 
 def _peak_rss_gib(pids: list[int | None]) -> float:

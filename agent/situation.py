@@ -1,5 +1,6 @@
 """The situation: what the planner decides from, built anew from files each step, and the menu of legal actions."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,8 @@ from tools.evaluate.costs import final_tokens
 from tools.select.curate_data import num_unused_items
 
 BLANK = "?"
+QUESTION_CHARS, ANSWER_CHARS = 40, 20
+"""Of an example of an error: what the planner's small context has room for."""
 WORK_OF_STAGE = {"optimize": "training", "evaluate": "evaluation"}
 """The kind of work that most of a stage's tokens go into: tokens of training take longer than those of evaluation."""
 
@@ -26,6 +29,7 @@ def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons:
         "few_shot_score": _few_shot_score(store),
         "weakest": None if score is None else score["diagnosis"]["weakest"],
         "errors": None if score is None else score["diagnosis"]["errors"],
+        "error_example": _error_example(store, score),
         "verdicts": ["accepted" if verdict["accepted"] else "rejected" for verdict in store.verdicts()],
         "unused_right_answers": num_unused_items(store, "not_too_easy"),
         "waiting_dataset": next((dataset["num_examples"] for dataset in store.untrained_datasets()), None),
@@ -39,22 +43,38 @@ def build_situation(store: RunStore, budget: Budget, last: Json | None, lessons:
     }
 
 
-def build_menu(offers: list[Json], store: RunStore, budget: Budget) -> list[Choice]:
-    """Return what is affordable of the legal actions (see `tools.host.offers`).
+def told_calls(told: list[list[Any]], last: Json | None, offers: list[Json]) -> list[list[Any]]:
+    """Return the calls, [tool, args] each, that cost nothing and were made since something else was done.
+
+    They would say the same again: a planner that likes one would call it for ever. told: the same before `last`.
+    """
+    if last is None or last.get("refused"):
+        return told
+    free = [offer["tool"] for offer in offers if not any(offer["tokens"])]
+    return [*told, [last["tool"], last["args"]]] if last["tool"] in free else []
+
+
+def calls_of(offer: Json) -> list[Json]:
+    """Return the arguments of all calls of an offer, in the order of its "tokens"."""
+    return [dict(zip(offer["grid"], values, strict=True)) for values in product(*offer["grid"].values())]
+
+
+def build_menu(offers: list[Json], store: RunStore, budget: Budget, told: Sequence[list[Any]] = ()) -> list[Choice]:
+    """Return what is affordable of the legal actions (see `tools.host.offers`), without the calls that were told.
 
     An argument value stays when some affordable call uses it.
     """
     reserved = final_tokens(store)
     menu: list[Choice] = []
     for offer in offers:
-        grid = offer["grid"]
         affordable = [
-            dict(zip(grid, values, strict=True))
-            for values, tokens in zip(product(*grid.values()), offer["tokens"], strict=True)
-            if budget.affords(tokens, _kept_back(offer["tool"], reserved), WORK_OF_STAGE.get(offer["stage"]))
+            call
+            for call, tokens in zip(calls_of(offer), offer["tokens"], strict=True)
+            if [offer["tool"], call] not in told
+            and budget.affords(tokens, _kept_back(offer["tool"], reserved), WORK_OF_STAGE.get(offer["stage"]))
         ]
         if affordable:
-            arguments = _largest_box(grid, affordable)
+            arguments = _largest_box(offer["grid"], affordable)
             menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments))
     return menu
 
@@ -93,6 +113,7 @@ def situation_text(situation: Json | None) -> str:
         "candidate waiting for evaluation": situation and ("yes" if situation["waiting_candidate"] else "none"),
         "items of the last sampling": _sampling_text(situation and situation["last_sampling"]),
         "errors of the champion": _errors_text(situation and situation["errors"]),
+        "such as": situation and (situation["error_example"] or "none"),
         "last training, search items": _change_text(situation and situation["last_change"]),
         "tokens per point gained": situation and (situation["tokens_per_point"] or "no gain yet"),
         "budget left": situation and f"{situation['budget_left_percent']} %",
@@ -136,6 +157,23 @@ def _few_shot_score(store: RunStore) -> Json | None:
     records = [record for record in store.all("evals") if record["model"] == BASE and record["split"] == "search"]
     found = next((record for record in records if record["shots"] > 0), None)
     return None if found is None else {key: found[key] for key in FIGURE if key in found}
+
+
+def _error_example(store: RunStore, score: Json | None) -> str | None:
+    """Return the champion's answer to the first search item that it gets wrong; None without one.
+
+    Questions and answers may hold anything.
+    """
+    rows = [] if score is None else store.rows("evals", score["id"], "items.jsonl")
+    row = next((row for row in rows if row["verdict"] != "right"), None)
+    if row is None:
+        return None
+    return f"...{_harmless(row['question'])[-QUESTION_CHARS:]} answered {_harmless(row['answer'])[:ANSWER_CHARS]}"
+
+
+def _harmless(text: str) -> str:
+    """Return a text on one line, printable and without the brackets that tokens of chat templates are made of."""
+    return "".join(char if char.isprintable() and char not in "<>[]{}|" else " " for char in " ".join(text.split()))
 
 
 def _last_sampling(store: RunStore) -> Json | None:

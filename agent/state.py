@@ -30,7 +30,10 @@ class StopReason(StrEnum):
 
 _SENTENCES = {
     StopReason.GOAL: "The champion reached the goal on the search split.",
-    StopReason.PLATEAU: "The last four candidates in a row were rejected: training no longer helps.",
+    StopReason.PLATEAU: (
+        "Training no longer helps: the last four candidates were rejected, or the newest gains are too small for what "
+        "is left (the trace says which)."
+    ),
     StopReason.BUDGET: "The budget does not afford another action beside the final evaluation.",
     StopReason.NOTHING_VERIFIABLE: (
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "
@@ -55,4 +58,6 @@ class State(TypedDict, total=False):
     decision: dict[str, Any]
     last: dict[str, Any] | None
     """The last action's tool, arguments and outcome in a few words."""
+    told: list[list[Any]]
+    """See `agent.situation.told_calls`."""
     stop_reason: str | None

@@ -6,20 +6,28 @@ What a tool asks for in between (a job, the referee) is checked and done here; o
 import contextlib
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agent.trace import is_secret
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json, Judge, ToolError
 from tools.jobs.client import REPOSITORY
 
 MAX_DEATHS = 2
 """How often one request may take the host down before the run stops (resumable)."""
+MOST_RESULT = 20_000
+"""Characters of a result: it goes into the trace and before the planner; bulk belongs into a file."""
+MOST_UNREAD = 100
+"""Lines of the host that wait to be read: a tool cannot fill the agent's memory with more."""
 _JOB = re.compile(r"(tools|memory)(\.\w+)+:[a-z]\w*")
 """Functions that tools may run in the worker: those of this program. A tool's own code runs in the host."""
 
@@ -41,6 +49,10 @@ class _Died(Exception):
     """The host's process ended in the middle of a request."""
 
 
+class _Late(Exception):
+    """The host's process did not answer in time."""
+
+
 class ToolHost:
     """Describes, offers and calls the tools of a run. Use as a context manager: leaving it ends the process."""
 
@@ -51,16 +63,24 @@ class ToolHost:
         seed: int = 0,
         task: str = "",
         closed: Iterable[Path] = (),
+        limit_s: float = 120.0,
     ) -> None:
         """Take the user's tool files; run_dir None = the tools can only be described.
 
         closed: what tools may not read, see `agent.sealing.closed_places`.
+        limit_s: wall seconds that tools may take to be imported, and for one call; what one asks for is not counted.
         """
         self.run_dir = run_dir
+        self.limit_s = limit_s
         closed_paths = [str(path) for path in closed]
+        paths = [str(Path(file).resolve()) for file in files]  # the process works in another folder
         run = None if run_dir is None else str(run_dir)
-        self._setup = {"run_dir": run, "tools": list(files), "seed": seed, "task": task, "closed": closed_paths}
+        self._setup = {"run_dir": run, "tools": paths, "seed": seed, "task": task, "closed": closed_paths}
         self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        """What the host wrote; None when its end of the pipe is closed."""
+        self._at = ""
+        """Whose code runs, as the host told last."""
 
     def __enter__(self) -> "ToolHost":
         """Start the process at once, so that its imports overlap with the agent's."""
@@ -77,11 +97,14 @@ class ToolHost:
         return None if self._process is None else self._process.pid
 
     def describe(self) -> list[Json]:
-        """Return {"name", "stage", "description", "summary", "grid", "defaults"} of each tool.
+        """Return {"name", "stage", "module", "description", "summary", "grid", "defaults"} of each tool.
 
-        Raises ValueError when a tool file is missing, broken or holds no tool.
+        Raises ValueError when a tool file is missing, broken, hangs, clashes or holds no tool.
         """
-        return list(self._request({"do": "describe"}))
+        try:
+            return list(self._request({"do": "describe"}))
+        except ToolHostError as problem:  # nothing has begun that could be resumed
+            raise ValueError(str(problem)) from problem
 
     def offers(self) -> list[Json]:
         """Return the tools that are legal now (see `tools.host.offers`)."""
@@ -94,10 +117,27 @@ class ToolHost:
 
     def call(self, tool: str, args: Json, jobs: Jobs, referee: Judge) -> Json:
         """Run a tool. Raises ToolError when the planner can mend it, ToolHostError otherwise."""
-        result = self._request({"do": "call", "tool": tool, "args": args}, jobs, referee)
-        if not isinstance(result, dict):
-            raise ToolHostError(f"the tool {tool} returned {type(result).__name__}, not a dictionary; mend the tool")
+        try:
+            result = self._request({"do": "call", "tool": tool, "args": args}, jobs, referee)
+        finally:
+            self._set_aside_unreadable(tool)
+        length = len(json.dumps(result))
+        if not isinstance(result, dict) or length > MOST_RESULT:
+            raise ToolHostError(
+                f"the tool {tool} returned {type(result).__name__} ({length} characters), not a dictionary of at most "
+                f"{MOST_RESULT} characters; mend the tool: what is long goes into a file under data/"
+            )
         return result
+
+    def _set_aside_unreadable(self, tool: str) -> None:
+        """Raise ToolHostError for a manifest that no later step could read; it no longer counts as one then."""
+        assert self.run_dir is not None, "tools are called in a run"
+        for path, missing in RunStore(self.run_dir).unreadable().items():
+            path.rename(path.with_name("unreadable.json"))
+            raise ToolHostError(
+                f"the tool {tool} left {path} without {missing}, which other steps read; it was renamed to "
+                "unreadable.json: mend the tool (`memory.store.FIELDS` says what is read)"
+            )
 
     def stop(self) -> None:
         """End the process that this object started, with everything that its tools left running."""
@@ -107,10 +147,9 @@ class ToolHost:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # what was not sent yet
-                pipe.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what was not sent yet
+            process.stdin.close()
 
     def _request(self, request: Json, jobs: Jobs | None = None, referee: Judge | None = None) -> Any:
         for _ in range(MAX_DEATHS):
@@ -118,15 +157,36 @@ class ToolHost:
                 return self._converse(request, jobs, referee)
             except _Died:
                 self.stop()
-        what = f"the tool {request['tool']}" if "tool" in request else "loading the tools"
-        log = "" if self.run_dir is None else f"; what it printed is in {self.run_dir / 'tools.log'}"
-        raise ToolHostError(f"the process in which tools run ended {MAX_DEATHS} times in {what}{log}; mend the tool")
+            except _Late:
+                self.stop()
+                raise ToolHostError(
+                    f"{self._what(request)} was ended after {self.limit_s:g} s of its own (jobs are not counted)"
+                    f"{self._log()}; mend what it waits for, or start with more --tool-minutes"
+                ) from None
+        what = self._what(request)
+        raise ToolHostError(
+            f"the process in which tools run ended {MAX_DEATHS} times in {what}{self._log()}; mend the tool"
+        )
+
+    def _what(self, request: Json) -> str:
+        return f"the tool {request['tool']}" if "tool" in request else self._at or "loading the tools"
+
+    def _log(self) -> str:
+        if self.run_dir is None:
+            return "; `run_agent.py tools check FILE` shows what it printed"
+        return f"; what it printed is in {self.run_dir / 'tools.log'}"
 
     def _converse(self, request: Json, jobs: Jobs | None, referee: Judge | None) -> Any:
         """Send a request and do what the host asks until it answers."""
         self._send(request)
+        left_s = self.limit_s
         while True:
-            message = self._receive()
+            began = time.monotonic()
+            message = self._receive(left_s)
+            left_s -= time.monotonic() - began
+            if "at" in message:
+                self._at = str(message["at"])
+                continue
             if "ask" in message:
                 try:
                     reply = self._do(message, jobs, referee)
@@ -142,7 +202,9 @@ class ToolHost:
                 raise ToolError(str(error))
             if state == "bad_tools":
                 raise ValueError(str(error))
-            raise ToolHostError(f"{request.get('tool', 'a tool')} failed: {error}")
+            if "tool" not in request:
+                raise ToolHostError(str(error))
+            raise ToolHostError(f"the tool {request['tool']} failed: {error}{self._log()}; mend the tool")
 
     def _do(self, message: Json, jobs: Jobs | None, referee: Judge | None) -> Json:
         """Do what a tool asked for. Of errors only a ToolError goes back to it; any other ends the run."""
@@ -185,10 +247,12 @@ class ToolHost:
         except BrokenPipeError:
             raise _Died from None
 
-    def _receive(self) -> Json:
-        assert self._process is not None and self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.endswith("\n"):  # nothing, or half a line of a host that was killed while it wrote
+    def _receive(self, left_s: float) -> Json:
+        try:
+            line = self._lines.get(timeout=max(left_s, 0.0))
+        except queue.Empty:
+            raise _Late from None
+        if line is None or not line.endswith("\n"):  # half a line: the host was killed while it wrote
             raise _Died
         try:
             message = json.loads(line)
@@ -201,7 +265,9 @@ class ToolHost:
     def _start(self) -> "subprocess.Popen[str]":
         if self._process is not None:
             return self._process
-        environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0"}
+        # Keys for models are the agent's and the worker's: what a tool prints or returns is kept on disk.
+        environment = {name: value for name, value in os.environ.items() if not is_secret(name)}
+        environment |= {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0"}
         log: Any = subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
@@ -211,11 +277,22 @@ class ToolHost:
                 log = stack.enter_context((self.run_dir / "tools.log").open("a"))
             # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the host in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tools.host"], cwd=REPOSITORY, env=environment, text=True,
+                [sys.executable, "-m", "tools.host"], cwd=REPOSITORY, env=environment, text=True, errors="replace",
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
+        self._lines = queue.Queue(MOST_UNREAD)
+        threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
         self._send(self._setup)
         return self._process
+
+
+def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
+    """Pass on what the host writes. A thread of its own: what a tool left running may hold the pipe open for ever."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            lines.put(line)
+    lines.put(None)
 
 
 def _with_prompts(rows: list[Any]) -> list[Json]:

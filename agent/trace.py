@@ -7,6 +7,7 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
   collapsed     sign (what in the samples says so)    judge_checked note (what the gold set said of a judge)
+  plateau       sign (what in the verdicts says so)
   final         n, base_zero_shot, base_few_shot, champion (scores with intervals)
 `usage` is {"wall_s", "cpu_s", "tokens"}. A step's events share the span "step-<n>" whose parent is "run".
 """
@@ -33,9 +34,7 @@ class Trace:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "events.jsonl"
-        self._secrets = [
-            value for name, value in os.environ.items() if len(value) >= 12 and name.upper().endswith(_SECRET_NAMES)
-        ]
+        self._secrets = [value for name, value in os.environ.items() if len(value) >= 12 and is_secret(name)]
         self.last_seq = max((event["seq"] for event in read_events(run_dir)), default=0)
         self.clock: Callable[[], float] = lambda: 0.0
         """Wall seconds of the run so far; each event records it as spent_s."""
@@ -64,6 +63,11 @@ class Trace:
                 value = value.replace(secret, "[redacted]")
             return _SECRET.sub("[redacted]", value)
         return value
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return name.upper().endswith(_SECRET_NAMES)
 
 
 def read_events(run_dir: Path) -> Iterator[Event]:

@@ -94,6 +94,8 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
             return [f"stopped {event['ts']}: {event['reason']}: {event['sentence']}" + _error_text(event)]
         case "collapsed":
             return [f"collapse: {event['sign']}"]
+        case "plateau":
+            return [f"plateau: {event['sign']}"]
         case "final":
             return ["final split, opened once", *final_lines(event)]
         case kind:

@@ -138,7 +138,8 @@ class Stage:
     def add_candidate(self, rows: list[Json], share_right: float = 0.5, recorded: list[Json] | None = None) -> str:
         """Add a dataset and a model trained on it; recorded: what its manifest says it was trained on (None = that)."""
         name = f"candidate{len(self.store.all('models'))}"
-        self.store.put("data", f"{name}-data", {"kind": "train", "num_examples": len(rows)}, {"train.jsonl": rows})
+        about = {"kind": "train", "num_examples": len(rows), "rejected": {}}
+        self.store.put("data", f"{name}-data", about, {"train.jsonl": rows})
         _model(self.run_dir / "models" / name, name)
         hashes = {f"{name}-data": content_id(rows if recorded is None else recorded)}
         manifest = {"parent": BASE, "dataset": f"{name}-data", "datasets": [f"{name}-data"], "data_hashes": hashes}

@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.attacks [--quick] [--json]
 
 Hostile tools run in the real tool host of a real run folder (bench/hostile_tools.py); files, weights, scorers and
-training data are tampered with before the real referee. --quick leaves out the whole runs with the default model.
-Not here: judges that can be flattered (a judge that prefers the longer answer) are attacked where judges are tested.
+training data are tampered with before the real referee; judges that can be flattered (bench/judge_attacks.py) come
+before the real check of judges. --quick leaves out the whole run with the default model.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from agent.sealing import isolation
 from agent.tool_host import ToolHostError
 from bench.attack_stage import GENERATED, SIZES, Stage, stage, swap_unnoticed
 from bench.common import finish, try_run
+from bench.judge_attacks import JUDGES
 from memory.records import read_json, read_jsonl, write_json, write_jsonl
 from tools.contract import Json, ToolError
 from tools.tasks import load_task
@@ -255,7 +256,7 @@ def run_all(folder: Path) -> list[Outcome]:
         outcomes += [attempt(name, tool_attack(name), scene) for name in TOOLS]
     with stage(folder / "generated", GENERATED) as scene:
         outcomes.append(attempt("items_drawn_again_from_the_seed", items_drawn_again_from_the_seed, scene))
-    for attack in TAMPERING:
+    for attack in (*TAMPERING, *JUDGES):
         with stage(folder / attack.__name__) as scene:
             outcomes.append(attempt(attack.__name__, attack, scene))
     return outcomes

@@ -1,8 +1,9 @@
 """The upper arm of the default run: the same trainer on gold answers, which no run may do.
 
-    .venv/bin/python -m bench.upper_arm [--quick] [--json] [--examples 800 1600 3200] [--seed 0]
+    .venv/bin/python -m bench.upper_arm [--quick] [--json] [--arms 800x1 800x2 800x4 1600x1 1600x2 3200x1] [--seed 0]
 
-Shows what perfect data would bring: final score, by the kind of answer, and training time. --quick: 200 examples.
+An arm is examples x epochs. Shows what perfect data would bring, and whether examples seen again teach as much as new
+ones: final score, by the kind of answer, and training time. --quick: 200x1.
 """
 
 import argparse
@@ -22,7 +23,16 @@ from tools.jobs.worker import Resident
 from tools.optimize.sft_worker import train
 from tools.tasks.base import Item, Splits, SplitSizes
 
-SETTINGS = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear", "epochs": 1}
+SETTINGS = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear"}
+
+
+ARMS = [(800, 1), (800, 2), (800, 4), (1600, 1), (1600, 2), (3200, 1)]
+
+
+def read_arm(text: str) -> tuple[int, int]:
+    """Return examples and epochs of an arm, written 800x2."""
+    num_examples, _, epochs = text.partition("x")
+    return int(num_examples), int(epochs)
 
 
 def gold_rows(task: Any, held_out: set[str], num_examples: int, seed: int) -> list[dict[str, str]]:
@@ -31,7 +41,9 @@ def gold_rows(task: Any, held_out: set[str], num_examples: int, seed: int) -> li
     index = 0
     while len(items) < num_examples:
         if index > 50 * num_examples:
-            raise SystemExit(f"the stream has only {len(items)} distinct items; lower --examples below that")
+            raise SystemExit(
+                f"the stream has only {len(items)} distinct items; lower the examples of --arms below that"
+            )
         for item in task.stream(index, num_examples, seed):
             if item.id not in held_out and len(items) < num_examples:
                 items.setdefault(item.id, item)
@@ -53,16 +65,16 @@ def new_run(seed: int) -> Resident:
     return Resident(run_dir)
 
 
-def measure(resident: Resident, splits: Splits, num_examples: int, seed: int) -> dict[str, Any]:
+def measure(resident: Resident, splits: Splits, num_examples: int, epochs: int, seed: int) -> dict[str, Any]:
     """Train on gold answers and return the final score with what it cost."""
     held_out = {item.id for split in splits for item in split}
-    store, name = RunStore(resident.run_dir), f"gold-{num_examples}"
+    store, name = RunStore(resident.run_dir), f"gold-{num_examples}x{epochs}"
     rows = gold_rows(resident.task, held_out, num_examples, seed)
     store.put("data", name, {"kind": "train"}, {"train.jsonl": rows})
     folder = resident.run_dir / "jobs" / name
     folder.mkdir(parents=True)
     started = time.monotonic()
-    train(Job(folder, resident), name, SETTINGS, BASE, [name], [], seed)
+    train(Job(folder, resident), name, SETTINGS | {"epochs": epochs}, BASE, [name], [], seed)
     train_s = time.monotonic() - started
     resident.engine.use_model(store.model_dir(name))
     prompts = [build_messages(item.question, []) for item in splits.final]
@@ -74,6 +86,7 @@ def measure(resident: Resident, splits: Splits, num_examples: int, seed: int) ->
     num_right = sum(map(sum, groups.values()))
     return {
         "examples": num_examples,
+        "epochs": epochs,
         "train_s": train_s,
         "score": num_right / len(pairs),
         "ci95": wilson_interval(num_right, len(pairs)),
@@ -85,24 +98,24 @@ def measure(resident: Resident, splits: Splits, num_examples: int, seed: int) ->
 def main() -> None:
     """Train once per number of examples, from the base model, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="200 examples")
+    parser.add_argument("--quick", action="store_true", help="one arm, 200x1")
     parser.add_argument("--json", action="store_true", help="figures as the last line")
-    parser.add_argument("--examples", type=int, nargs="+", default=[800, 1600, 3200])
+    parser.add_argument("--arms", type=read_arm, nargs="+", default=ARMS, metavar="EXAMPLESxEPOCHS")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = RunConfig()
     resident = new_run(arguments.seed)
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     splits = resident.task.splits(sizes, arguments.seed)
-    sizes_of_arms = [200] if arguments.quick else arguments.examples
-    arms = [measure(resident, splits, num_examples, arguments.seed) for num_examples in sizes_of_arms]
+    wanted = [(200, 1)] if arguments.quick else arguments.arms
+    arms = [measure(resident, splits, num_examples, epochs, arguments.seed) for num_examples, epochs in wanted]
     resident.scorer.__exit__(None, None, None)
     print(f"machine: {machine()}; gold answers, seed {arguments.seed}, {SETTINGS}")
-    print("| examples | final score | n | training s | right by kind |")
-    print("|---|---|---|---|---|")
+    print("| examples | epochs | final score | n | training s | right by kind |")
+    print("|---|---|---|---|---|---|")
     for arm in arms:
         kinds = "; ".join(f"{name} {right}/{total}" for name, (right, total) in arm["by_kind"].items())
-        print(f"| {arm['examples']} | {percent(arm)} | {arm['n']} | {arm['train_s']:.0f} | {kinds} |")
+        print(f"| {arm['examples']} | {arm['epochs']} | {percent(arm)} | {arm['n']} | {arm['train_s']:.0f} | {kinds} |")
     figures = {"bench": "upper_arm", "quick": arguments.quick, "machine": machine(), "arms": arms, "ok": True}
     finish(figures, arguments.json)
 

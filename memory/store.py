@@ -16,6 +16,14 @@ Record = dict[str, Any]
 BASE = "base"
 """Id of the model that the run started from."""
 
+FIELDS = {
+    "samples": (
+        "model", "shots", "seed", "temperature", "samples_per_item", "num_items", "next_index", "num_samples",
+        "num_right", "num_tokens", "health",
+    ),
+    "train": ("num_examples", "rejected"),
+}  # fmt: skip
+"""What other steps read of a dataset's manifest, by its "kind". Other kinds are their makers' own."""
 _MANIFEST = {"data": "manifest.json", "models": "model.json", "evals": "record.json", "lessons": "lesson.json"}
 
 
@@ -53,6 +61,18 @@ class RunStore:
         paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
         records = [read_json(_no_link(path)) for path in paths if path.exists()]
         return sorted(records, key=lambda record: record["order"])
+
+    def unreadable(self) -> dict[Path, str]:
+        """Return the manifests in the folders that tools write to and that no step could read, with what each lacks."""
+        found = {}
+        for kind, field in (("data", "kind"), ("lessons", "model")):
+            for path in sorted((self.run_dir / kind).glob(f"*/{_MANIFEST[kind]}")):
+                record = read_json(_no_link(path))
+                known = record if isinstance(record, dict) else {}
+                needed = ("id", "order", field, *FIELDS.get(str(known.get("kind")), ()))
+                if missing := [name for name in needed if name not in known]:
+                    found[path] = ", ".join(missing)
+        return found
 
     def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
         """Return the rows of one of an artifact's JSONL files."""

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.collapse import collapse_sign
+from agent.collapse import collapse_sign, plateau_sign
+from agent.statistics import paired_gain
 from tools.acquire.health import sample_health
 
 
@@ -76,3 +77,27 @@ def test_each_sign_is_named_with_its_numbers(changes: Any, sign: str) -> None:
 )
 def test_a_healthy_run_goes_on(samplings: list[Any]) -> None:
     assert collapse_sign(samplings) is None
+
+
+def look(fixed: int, broken: int, n: int = 600) -> Any:
+    return {"num_fixed": fixed, "num_broken": broken, "num_items": n}
+
+
+def test_the_interval_of_a_gain_is_wide_for_few_items_and_never_empty() -> None:
+    gain, low, high = paired_gain(60, 30, 600)
+    assert gain == pytest.approx(30 / 602) and 0 < low < gain < high < 0.1
+    assert paired_gain(6, 3, 60)[1] < 0
+    assert paired_gain(0, 0, 100)[1] < 0 < paired_gain(0, 0, 100)[2]
+
+
+def test_a_run_goes_on_while_the_newest_gains_may_still_pay() -> None:
+    gaining, stuck, breaking = [look(60, 20)] * 3, [look(30, 32)] * 3, [look(20, 45)] * 3
+    assert plateau_sign(gaining, 300_000, 150_000) is None
+    assert plateau_sign(breaking[:1], 300_000, 10**6) is None, "one candidate says too little"
+    said = plateau_sign(breaking, 300_000, 150_000)
+    assert said is not None and "-4.2 points" in said and "150,000 tokens left" in said
+    assert plateau_sign(stuck, 300_000, 150_000) is None, "the upper bound is a hope"
+    assert plateau_sign([*gaining, *breaking], 600_000, 150_000) is not None, "the newest ones count"
+    assert plateau_sign(breaking, 300_000, 90_000) is None, "no candidate is affordable: the budget ends the run"
+    early = [look(35, 5, 150), look(40, 55), look(40, 55)]
+    assert plateau_sign(early, 300_000, 150_000) is None, "each candidate counts alike: +20, -2.5, -2.5"

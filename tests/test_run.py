@@ -153,6 +153,43 @@ def test_stop_ends_a_run_that_can_be_resumed(flags: Flags, tmp_path: Path, how: 
     assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
 
 
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(flags: Flags, tmp_path: Path) -> None:
+    process = program("start", *flags)
+    wait_for(lambda: any(tmp_path.glob("runs/*/calls/*.sample_items")), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    code, report, said = finish(process)
+    assert (code, report["stop_reason"]) == (130, "user_stopped"), said
+    assert report["steps"] == 0 or not any(tmp_path.glob("runs/*/calls/0001-*.json")), "the step was not finished"
+    before = finished_jobs(tmp_path)
+    code, report, said = finish(program("resume", "--runs-dir", str(tmp_path / "runs"), "--json"))
+    assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
+    assert before.items() <= finished_jobs(tmp_path).items()
+
+
+def test_a_scorer_that_fails_during_a_run_is_told(flags: Flags, tmp_path: Path) -> None:
+    scorer = tmp_path / "tired.py"
+    scorer.write_text(TIRED)
+    task = flags[1].split("?")[0]
+    code, report, said = finish(program("start", *flags, "--task", f"{task}?scorer=python:{scorer}"))
+    assert code == 0, said
+    assert report["scorer_errors"] > 1_000
+    assert f"the scorer failed on {report['scorer_errors']} answers" in said
+
+
+TIRED = """
+calls = 0
+
+def score(item, answer):
+    global calls
+    calls += 1
+    if calls > 1000:
+        raise RuntimeError("I am tired")
+    return float(answer == item["answer"])
+"""
+
+
 def test_a_full_disk_stops_the_run_and_loses_nothing(flags: Flags, tmp_path: Path) -> None:
     code, report, said = finish(program("start", *flags, limit_bytes=200_000))
     assert code == 1, said

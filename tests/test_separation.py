@@ -16,6 +16,7 @@ from agent.tool_host import ToolHost, ToolHostError
 from agent.views import run_status, status_text
 from bench.attack_stage import GENERATED, SIZES, Stage, stage, swap_unnoticed
 from bench.attacks import TAMPERING, TOOLS, attempt, items_drawn_again_from_the_seed, tool_attack
+from bench.judge_attacks import JUDGES, honest_judge
 from memory.records import read_json, read_jsonl, write_json
 from memory.store import RunStore
 from tools.contract import ToolError
@@ -75,6 +76,14 @@ def test_a_hostile_tool_brings_home_nothing(name: str, scene: Stage) -> None:
     outcome = attempt(name, tool_attack(name), scene)
     assert outcome.stopped_by, outcome.message
     assert not any(secret in outcome.message for secret in scene.secrets())
+
+
+def test_only_flattered_judges_are_refused(tmp_path: Path) -> None:
+    with stage(tmp_path / "stage") as scene:
+        assert honest_judge(scene) == "the run would begin with this judge"
+        for attack in JUDGES:
+            with pytest.raises(ValueError, match="judge fails its known-answer checks"):
+                attack(scene)
 
 
 @pytest.mark.parametrize("attack", TAMPERING, ids=lambda attack: attack.__name__)

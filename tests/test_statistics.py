@@ -190,6 +190,13 @@ def test_what_is_kept_back_counts_at_the_speed_of_evaluation() -> None:
         assert not budget.affords(1.01 * speed * room_s, 1500, kind)
 
 
+def test_work_that_was_not_timed_tells_no_speed() -> None:
+    budget = Budget(10, None)
+    budget.add(Usage(10.0, 10.0, 1000), "generation")
+    budget.add(Usage(0.0, 0.0, 0), "training")
+    assert budget.tokens_per_s("training") == 100
+
+
 def test_the_nearer_limit_counts() -> None:
     budget = Budget(10, 1000, earlier_s=60)
     assert budget.share_left() == pytest.approx(0.9, abs=0.01)

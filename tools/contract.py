@@ -4,6 +4,7 @@
     def count_sources(run: ToolRun, dataset_id: Literal["any"] = "any") -> dict[str, int]:
         \"\"\"Tell how many training examples came from each source. Use it when the mix may be unbalanced. ...\"\"\"
 
+- `@tool` alone will do: of the stage "evaluate", always legal, no tokens. `tools new NAME` writes a start.
 - The docstring is the prompt: what it does, when to use it, what comes back. The planner reads its first paragraph.
 - `run` is injected and absent from the menu. Every other argument is a `Literal` grid or a `bool`; `when` may narrow
   an argument to the values that are legal now, for example the ids of datasets.
@@ -14,13 +15,15 @@
 - Heavy work is a job: `run.context.jobs.run("tools.module:function", args)` runs one of this program's in the worker,
   once.
 - Heavy imports (torch, trl, chromadb) stand inside functions, so that listing the tools stays quick.
-- The same call on the same artifacts gives the same result: it is keyed, and a finished call is not repeated.
+- The same call on the same artifacts gives the same result: it is keyed, a finished call is not repeated, and one that
+  costs nothing leaves the menu until something else was done.
+- A dataset's manifest has a "kind"; what other steps read of "samples" and "train" is in `memory.store.FIELDS`.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints, overload
 
 from memory.store import RunStore
 
@@ -109,6 +112,11 @@ class Tool:
     """(context, **args) -> tokens this call will process, with what must follow it to be of use."""
 
     @property
+    def module(self) -> str:
+        """Where it comes from."""
+        return self.function.__module__
+
+    @property
     def summary(self) -> str:
         """First paragraph of the docstring, on one line."""
         return " ".join(self.description.split("\n\n")[0].split())
@@ -116,7 +124,15 @@ class Tool:
     def legal(self, context: ToolContext) -> Grid | None:
         """Return the argument values that are legal now, or None."""
         narrowed = self.when(context)
-        return None if narrowed is None else self.grid | narrowed
+        if narrowed is None:
+            return None
+        if not isinstance(narrowed, dict) or not all(self._takes(name, values) for name, values in narrowed.items()):
+            raise ValueError(f"`when` gave {narrowed!r}; give None, or lists of values of the arguments {self.grid}")
+        return self.grid | narrowed
+
+    def _takes(self, name: str, values: object) -> bool:
+        known = self.grid.get(name)
+        return known is not None and isinstance(values, list) and all(value in known or not known for value in values)
 
     def __call__(self, context: ToolContext, **args: Any) -> Json:
         """Run the tool."""
@@ -126,12 +142,23 @@ class Tool:
 REGISTRY: dict[str, Tool] = {}
 
 
+@overload
+def tool(function: Callable[..., Json], /) -> Tool: ...
+@overload
 def tool(
     *,
-    stage: Stage,
+    stage: Stage = ...,
+    when: Callable[[ToolContext], Grid | None] = ...,
+    estimate_tokens: Callable[..., int] = ...,
+) -> Callable[[Callable[..., Json]], Tool]: ...
+def tool(
+    function: Callable[..., Json] | None = None,
+    /,
+    *,
+    stage: Stage = "evaluate",
     when: Callable[[ToolContext], Grid | None] = lambda context: {},
     estimate_tokens: Callable[..., int] = lambda context, **args: 0,
-) -> Callable[[Callable[..., Json]], Tool]:
+) -> Tool | Callable[[Callable[..., Json]], Tool]:
     """Register a function as a tool. Raises ValueError when its docstring, grids or name break the contract."""
 
     def register(function: Callable[..., Json]) -> Tool:
@@ -139,15 +166,18 @@ def tool(
         description = inspect.getdoc(function)
         if not description:
             raise ValueError(f"tool {name!r} has no docstring; it is what the planner reads")
+        if stage not in get_args(Stage):
+            raise ValueError(f"tool {name!r} has the stage {stage!r}; take one of {', '.join(get_args(Stage))}")
         known = REGISTRY.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            raise ValueError(f"two tools are called {name!r} ({known.function.__module__}, {function.__module__})")
+        if known is not None and known.module != function.__module__:
+            where = inspect.getfile(known.function)
+            raise ValueError(f"the tool {name!r} of {where} has the same name; rename the function")
         grid, defaults = _grid(function)
         made = Tool(name, function, stage, description, grid, defaults, when, estimate_tokens)
         REGISTRY[name] = made
         return made
 
-    return register
+    return register if function is None else register(function)
 
 
 def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:
@@ -167,6 +197,11 @@ def _grid(function: Callable[..., Json]) -> tuple[Grid, Json]:
                 f"argument {parameter.name!r} of tool {function.__name__!r} must be a Literal, a bool, "
                 f"or a str whose values `when` gives; it is {hint}"
             )
-        if parameter.default is not inspect.Parameter.empty:
-            defaults[parameter.name] = parameter.default
+        default, values = parameter.default, grid[parameter.name]
+        if not all(isinstance(value, str | int | float | None) for value in values):
+            raise ValueError(f"the values of {parameter.name!r} must be texts, numbers or booleans; they are {values}")
+        if default is not inspect.Parameter.empty:
+            if default not in values and (values or not isinstance(default, str)):
+                raise ValueError(f"the default of {parameter.name!r}, {default!r}, is none of its values {values}")
+            defaults[parameter.name] = default
     return grid, defaults

@@ -6,26 +6,30 @@ no tool can read what the referee holds, the trace or the agent's memory. It end
 The first line is {"run_dir" (null = only describe), "tools", "seed", "task", "closed"}. Then come requests
 {"do": "describe" | "offers" | "call", ...}; an answer is {"state": "done", "value"} or
 {"state": "tool_error" | "failed" | "bad_tools", "error"}. In between the host may ask
-{"ask": "run" | "measure" | "judge" | "remove_overlaps", "args"}, and gets {"value"} or {"tool_error"}.
+{"ask": "run" | "measure" | "judge" | "remove_overlaps", "args"}, and gets {"value"} or {"tool_error"}; and it tells
+whose code runs now, {"at": "--tools my_tool.py"}, so that who hangs or dies is known.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from memory.store import RunStore
+from tools import contract, registry
 from tools.contract import Json, Overlaps, Tool, ToolContext, ToolError
 from tools.jobs import landlock
 from tools.jobs.job import Usage
 from tools.jobs.worker import lines_until_closed
-from tools.registry import load_tools
+from tools.registry import BadToolError, load_tools, named
 
 READABLE = ("models", "evals")
 WRITABLE = ("data", "lessons", "tmp")
@@ -44,6 +48,13 @@ class Agent:
         """Write one line."""
         self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Tell whose code runs from here on, and name it when it raises."""
+        self.send({"at": what})
+        with named(what):
+            yield
 
     def _ask(self, what: str, *args: Any) -> Any:
         with self._lock:
@@ -73,50 +84,58 @@ class Agent:
 
 def describe(tools: dict[str, Tool]) -> list[Json]:
     """Return what people read of the tools, in the menu's order."""
-    keys = ("name", "stage", "description", "summary", "grid", "defaults")
+    keys = ("name", "stage", "module", "description", "summary", "grid", "defaults")
     return [{key: getattr(tool, key) for key in keys} for tool in tools.values()]
 
 
-def offers(tools: dict[str, Tool], context: ToolContext) -> list[Json]:
+def offers(
+    tools: dict[str, Tool], context: ToolContext, within: Callable[[str], AbstractContextManager[None]] = named
+) -> list[Json]:
     """Return the tools that are legal now: {"tool", "stage", "summary", "grid", "tokens"}.
 
     tokens: the estimate for each combination of the grid's values, in the order of itertools.product.
     """
     legal = []
     for tool in tools.values():
-        grid = tool.legal(context)
-        if grid is not None:
-            calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-            tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
-            offer = {"tool": tool.name, "stage": tool.stage, "summary": tool.summary}
-            legal.append(offer | {"grid": grid, "tokens": tokens})
+        with within(f"`when` or `estimate_tokens` of the tool {tool.name}"):
+            grid = tool.legal(context)
+            if grid is not None:
+                calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+                tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
+                if min(tokens, default=0) < 0:
+                    raise ValueError(f"the estimate is {min(tokens)} tokens; return what a call costs, 0 or more")
+                offer = {"tool": tool.name, "stage": tool.stage, "summary": tool.summary}
+                legal.append(offer | {"grid": grid, "tokens": tokens})
+                json.dumps(legal[-1], allow_nan=False)  # raises here, where it is told as this tool's failure
     return legal
 
 
 def main() -> None:
     """Serve requests until stdin closes."""
-    lines, answers = sys.stdin, os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # tools may print; the answers have their own pipe
+    lines, answers = os.fdopen(os.dup(sys.stdin.fileno())), os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    # What a tool prints goes into the log, and when it asks for input there is none: the pipes are the agent's.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     setup = json.loads(lines.readline())
     _confine(setup)
     requests = lines_until_closed(lines)
     agent = Agent(requests, answers)
     context = ToolContext(RunStore(Path(setup["run_dir"] or os.devnull)), agent, agent, setup["seed"], setup["task"])
-    loaded = _attempt("bad_tools", lambda: load_tools(tuple(setup["tools"])))
+    loaded = _attempt("bad_tools", lambda: load_tools(tuple(setup["tools"]), agent.told))
     for request in requests:
         if loaded["state"] == "done":
             tools: dict[str, Tool] = loaded["value"]
-            work = partial(_do, json.loads(request), tools, context)
+            work = partial(_do, json.loads(request), tools, context, agent)
             agent.send(_attempt("failed", work))
         else:
             agent.send(loaded)
 
 
-def _do(request: Json, tools: dict[str, Tool], context: ToolContext) -> Any:
+def _do(request: Json, tools: dict[str, Tool], context: ToolContext, agent: Agent) -> Any:
     if request["do"] == "describe":
         return describe(tools)
     if request["do"] == "offers":
-        return offers(tools, context)
+        return offers(tools, context, agent.told)
     result = tools[request["tool"]](context, **request["args"])
     json.dumps(result, allow_nan=False)  # raises here, where it is told as this tool's failure
     return result
@@ -129,14 +148,26 @@ def _attempt(failed: str, work: Callable[[], Any]) -> Json:
     except ToolError as problem:
         return {"state": "tool_error", "error": str(problem)}
     except BaseException as error:
-        traceback.print_exc()
-        told = str(error) if failed == "bad_tools" and type(error) is ValueError else f"{type(error).__name__}: {error}"
+        _print_of_the_author(error)
+        told = str(error) if isinstance(error, BadToolError) else f"{type(error).__name__}: {error}"
         return {"state": failed, "error": told}
+
+
+def _print_of_the_author(error: BaseException) -> None:
+    """Print the traceback without the frames of what calls the author's code."""
+    error = error.__cause__ if isinstance(error, BadToolError) and error.__cause__ else error
+    ours = (__file__, registry.__file__, contract.__file__, contextlib.__file__, "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    if frames or isinstance(error, SyntaxError):
+        sys.stderr.write("".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]))
+        sys.stderr.flush()
 
 
 def _confine(setup: Json) -> None:
     folders = [Path(name).resolve().parent for name in setup["tools"]]
-    read = landlock.outside([*landlock.program_paths(), *folders], [Path(name) for name in setup["closed"]])
+    places = [Path.home() / ".cache" / "huggingface" / name for name in ("token", "stored_tokens")]
+    keys = [path for path in places if path.exists()]
+    read = landlock.outside([*landlock.program_paths(), *folders], [*map(Path, setup["closed"]), *keys])
     write = landlock.devices()
     if setup["run_dir"] is not None:
         run_dir = Path(setup["run_dir"])

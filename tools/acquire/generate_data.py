@@ -22,8 +22,9 @@ CHUNK_ITEMS = 256
 """Items sampled between two writes to disk: what a kill can cost."""
 FIRST_SAMPLES = 4
 """Samples of every item; the rest of samples_per_item go to the items that none of these solved."""
-COMPUTED_SHARE = 0.4
-"""Tokens of a sample that are computed, of those it has: samples of one item begin alike. Measured at 0.26 to 0.36."""
+COMPUTED_SHARE, SHORT_ANSWER = 0.4, 16
+"""Tokens of a sample that are computed, of those it has: short samples of one item are mostly alike. The default runs
+had 0.26 to 0.36; of longer answers, and of an endpoint's, all are expected to be computed."""
 ENOUGH_SETS = 1.5
 """Unused right answers for this many smallest training sets are enough; more would only cost budget."""
 
@@ -61,7 +62,8 @@ def generation_tokens(
         num_new = max(num_new, int(share * num_items))
     else:
         prompt, answer = answer_tokens(context.store)
-        sampling = num_items * (2 * prompt + samples_per_item * answer * COMPUTED_SHARE)
+        share = COMPUTED_SHARE if answer <= SHORT_ANSWER else 1.0
+        sampling = num_items * (2 * prompt + samples_per_item * answer * share)
     return int(sampling + new_set_tokens(context, num_new))
 
 
@@ -119,6 +121,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         job.progress(min((number + 1) * CHUNK_ITEMS, len(items)), len(items))
     rows = _whole_chunks(list(read_jsonl(partial)))
     right = [row for row in rows if row["right"]]
+    num_unscored = sum(row["verdict"] == "error" for row in rows)
     first = [row for row in rows if row["sample"] < FIRST_SAMPLES]  # later ones went to the hard items only
     manifest = args | {
         "kind": "samples",
@@ -128,6 +131,7 @@ def sample_items(job: Job, **args: Any) -> Json:
         "num_samples": len(rows),
         "num_right": len(right),
         "num_items_right": len({row["item_id"] for row in right}),
+        "num_unscored": num_unscored,
         "num_distinct_right": len({row["example_id"] for row in right}),
         "pass_rate": sum(row["right"] for row in first) / max(1, len(first)),
         "num_tokens": sum(tokens_of_chunk.values()),
@@ -137,7 +141,7 @@ def sample_items(job: Job, **args: Any) -> Json:
 
 
 def _summary(manifest: Json) -> Json:
-    shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_dropped_overlap")
+    shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_unscored", "num_dropped_overlap")
     return {"dataset": manifest["id"], "pass_rate": round(manifest["pass_rate"], 4)} | {
         key: manifest[key] for key in shown
     }

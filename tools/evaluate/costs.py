@@ -42,7 +42,8 @@ def final_tokens(store: RunStore) -> float:
 def epochs_for(num_new: int) -> list[int]:
     """Return how often training may read so many new examples.
 
-    Examples seen again teach as much as new ones, which must be sampled first; a small set is soon learned by heart.
+    Examples seen again cost no sampling and, a few times, teach about as much as new ones (bench/upper_arm.py); a small
+    set is soon learned by heart.
     """
     return [2, 3, 4] if num_new >= LARGE_SET else [1, 2]
 

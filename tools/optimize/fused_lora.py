@@ -44,9 +44,11 @@ class FusedLora(torch.autograd.Function):
 
 
 def fuse(model: torch.nn.Module) -> None:
-    """Make a PEFT model's plain LoRA layers (no bias, no dropout, one adapter) compute as FusedLora."""
+    """Make a PEFT model's plain LoRA layers (no bias, no dropout) compute as FusedLora; it has one adapter."""
     for module in model.modules():
-        if isinstance(module, Linear) and module.get_base_layer().bias is None and not module.lora_bias[ADAPTER]:
+        if not isinstance(module, Linear) or module.get_base_layer().bias is not None or module.lora_bias[ADAPTER]:
+            continue
+        if isinstance(module.lora_dropout[ADAPTER], torch.nn.Identity):
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
