@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent.tool_host import ToolHost, ToolHostError
 from bench.driven import DrivenRun, damaged_files
 from bench.kill import differing, draw_aims, figures_of, killed_run, reference_of, tiny_scenario
 from memory.records import write_json
@@ -65,6 +66,28 @@ def goes_on(job: Job) -> Json:
     """Find work of 40 tokens done."""
     job.earlier_tokens = 40
     return {}
+
+
+HALF_A_LINE = """
+import os, signal
+from tools.contract import ToolRun, tool
+
+@tool(stage="evaluate")
+def stammer(run: ToolRun) -> dict:
+    '''Be killed in the middle of a line.'''
+    run.context.jobs._answers.write('{"ask": "ru')
+    run.context.jobs._answers.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_tool_host_that_was_killed_while_it_wrote_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HALF_A_LINE)
+    (tmp_path / "run").mkdir()
+    with ToolHost([str(tmp_path / "mine.py")], tmp_path / "run") as host:
+        with pytest.raises(ToolHostError, match="ended 2 times in the tool stammer"):
+            host.call("stammer", {}, cast(Jobs, None), cast(Judge, None))
+        assert "stammer" in {told["name"] for told in host.describe()}
 
 
 def test_half_written_files_are_found(tmp_path: Path) -> None:

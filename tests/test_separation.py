@@ -174,27 +174,6 @@ def test_a_host_that_died_is_replaced(fresh: Stage) -> None:
     assert fresh.host.pid not in (None, first)
 
 
-HALF_A_LINE = """
-import os, signal
-from tools.contract import ToolRun, tool
-
-@tool(stage="evaluate")
-def stammer(run: ToolRun) -> dict:
-    '''Be killed in the middle of a line.'''
-    run.context.jobs._answers.write('{"ask": "ru')
-    run.context.jobs._answers.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_host_that_was_killed_while_it_wrote_has_died(fresh: Stage, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(HALF_A_LINE)
-    with ToolHost([str(tmp_path / "mine.py")], fresh.run_dir, 0, fresh.task.spec) as host:
-        with pytest.raises(ToolHostError, match="ended 2 times in the tool stammer"):
-            host.call("stammer", {}, fresh.jobs, Door(fresh.referee))
-        assert "stammer" in {offer["tool"] for offer in host.offers()}
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
