@@ -22,6 +22,7 @@ WORK = {
     "tools.engines.constrained:deliberate": "planning",
     "tools.select.curate_data:choose_examples": "curation",
     FIND_OVERLAPS: "curation",
+    "tools.acquire.import_data:check_rows": "curation",
     "tools.jobs.worker:warm_up": "start-up",
 }
 PRODUCTIVE = ("generation", "training", "evaluation")

@@ -9,6 +9,7 @@ from tools.contract import REGISTRY, Tool
 
 _MODULES = (
     "tools.acquire.generate_data",
+    "tools.acquire.import_data",
     "tools.select.curate_data",
     "tools.optimize.finetune_model",
     "tools.evaluate.evaluate_model",
