@@ -15,6 +15,7 @@ FIND_OVERLAPS = "tools.select.contamination:find_overlaps"
 WORK = {
     "tools.acquire.generate_data:sample_items": "generation",
     "tools.optimize.sft_worker:train": "training",
+    "tools.optimize.dpo_worker:train": "training",
     "tools.evaluate.answer:answer_questions": "evaluation",
     "tools.evaluate.probe:sample_answers": "evaluation",
     "tools.evaluate.probe:probe_model": "evaluation",
