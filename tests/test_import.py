@@ -98,11 +98,10 @@ def test_a_conversation_of_one_message_is_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "as from the hub"])
-def test_parquet_is_streamed(tmp_path: Path, as_folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_streamed(tmp_path: Path, as_folder: bool) -> None:
     from datasets import Dataset
 
     columns = {"q": ["1 + 1?", None, "3 + 3?"], "a": ["2", "4", "6"], "picture": [b"x", b"y", b"z"]}
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     path = tmp_path / "set" / "train.parquet"
     Dataset.from_dict(columns).to_parquet(str(path))
@@ -127,6 +126,11 @@ def test_parquet_is_streamed(tmp_path: Path, as_folder: bool, monkeypatch: pytes
         (json.dumps({"prompt": "a" * MOST_CHARACTERS, "completion": "b"}), "", "all 1 rows are longer than"),
         ("{}", "?promt=a", "unknown option .*'promt'; did you mean 'prompt'"),
         ("{}", "?rows=many", "rows='many' is not a whole number above 0"),
+        (
+            '{"prompt": "a", "completion": null}\n',
+            "",
+            "no usable row: 1 broken .*\n  line 1: 'completion' must be text",
+        ),
         ("{}", "?rows", "--data .* is not of the form key=value"),
     ],
 )

@@ -1,19 +1,22 @@
 """Training on preferences: which pairs are made, what training does to them, kills, and that it is off the menu."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
 
 from agent.tool_host import ToolHost
 from memory.records import read_json
 from memory.store import BASE, RunStore
 from tests.test_training import KilledJob, Run, new_run, padded_loss, reversals, same, train_toy, weights
-from tools.contract import Jobs, Json, Judge, ToolContext, ToolError
+from tools.contract import REGISTRY, Jobs, Json, Judge, Tool, ToolContext, ToolError
 from tools.engines.base import build_messages
 from tools.jobs.job import Job, JobSpec
 from tools.jobs.worker import Resident
@@ -113,7 +116,7 @@ def test_training_prefers_right_answers_and_keeps_them_likely(new_run: Run) -> N
         "pairs",
         "preferences",
     )
-    assert list(manifest["data_hashes"]) == ["pairs"] and manifest["num_tokens"] > 4 * 64 * 2 * 10
+    assert list(manifest["data_hashes"]) == ["pairs"] and manifest["num_tokens"] > 4 * 64 * 2 * 7
     assert not (run_dir / "jobs" / "training" / "checkpoints").exists()
 
 
@@ -195,6 +198,30 @@ def test_the_pair_is_tokenised_as_everywhere(tiny_model: Path) -> None:
     }
 
 
+def test_shared_prompts_give_what_padded_rows_give(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
+    pairs = [("reverse abc", "cba", "abc!"), ("reverse a", "a", "aaaaaa"), ("reverse abcdef", "fedcba", "x")]
+    rows = [dpo_worker._tokens(tokenizer, "", {"prompt": p, "chosen": c, "rejected": r}) for p, c, r in pairs]
+    batch = DataCollatorForPreference(tokenizer.pad_token_id)(rows)
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    names = ("log_probs", "entropy", "mean_logits", "is_top1")
+    add_fused_lm_head(model, outputs=names)
+    found, gradients, counted = [], [], []
+    for shared in (False, True):
+        if shared:
+            dpo_worker.share_prompts(model, counted.append)
+        model.zero_grad()
+        found.append(model(**batch, labels=labels, fused_lm_head=True))
+        (found[-1].log_probs * torch.arange(labels.shape[1] - 1)).sum().backward()
+        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad.clone())
+    for name in names:
+        padded, ours = (getattr(output, name).float() for output in found)
+        assert torch.allclose(padded, ours, atol=1e-4), name
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
+    assert counted[0] < int(batch["attention_mask"].sum()), "what the prompts share is counted once"
+
+
 class JobsAsked:
     """Notes the jobs that a tool asks for."""
 
@@ -206,14 +233,21 @@ class JobsAsked:
         return {"model": args["model_id"]}, None
 
 
-def test_it_is_offered_only_with_its_file_and_an_adapter_to_go_on_from(tmp_path: Path) -> None:
+@pytest.fixture
+def prefer_answers() -> Iterator[Tool]:
+    """The tool, known to this test only."""
+    yield load_tools((str(FILE),))["prefer_answers"]
+    del REGISTRY["prefer_answers"]
+
+
+def test_it_is_offered_only_with_its_file_and_an_adapter_to_go_on_from(prefer_answers: Tool, tmp_path: Path) -> None:
     with ToolHost([]) as host:
         assert "prefer_answers" not in {tool["name"] for tool in host.describe()}
     with ToolHost([str(FILE)]) as host:
         assert "prefer_answers" in {tool["name"] for tool in host.describe()}
     store, jobs = RunStore(tmp_path), JobsAsked()
     context = ToolContext(store, cast(Jobs, jobs), cast(Judge, None), 0, "words")
-    tool = load_tools((str(FILE),))["prefer_answers"]
+    tool = prefer_answers
     store.put("data", "d1", {"kind": "train", "num_examples": 100})
     assert tool.legal(context) is None, "the base has no form to prefer"
     with pytest.raises(ToolError, match="call finetune_model first"):

@@ -79,6 +79,8 @@ def parse_source(spec: str) -> Wanted:
     if not rows.isascii() or not rows.isdigit() or int(rows) < 1:
         raise ValueError(f"--data {spec}: rows={rows!r} is not a whole number above 0")
     path = Path(name)
+    if not name:
+        raise ValueError(f"--data {spec!r} names no file; write answers.jsonl?prompt=COLUMN&completion=COLUMN")
     if path.exists():
         if path.is_file() and path.suffix not in _FILES:
             raise ValueError(f"--data {spec}: a file is one of {', '.join(_FILES)}; convert it")
@@ -112,7 +114,9 @@ def read_source(spec: str) -> Source:
         if len(rows) == wanted.most_rows:
             break
     if not rows:
-        raise ValueError(_nothing_usable(wanted, columns, broken, num_huge))
+        if columns:
+            _check_columns(wanted, columns)
+        raise ValueError(_nothing_usable(wanted, broken, num_huge))
     name = Path(wanted.name).name if Path(wanted.name).is_absolute() else wanted.name
     manifest = {"source": wanted.spec, "name": name, "licence": wanted.options.get("licence", licence)}
     manifest |= {"columns": list(wanted.columns), "num_rows": len(rows), "num_huge": num_huge}
@@ -197,8 +201,9 @@ def _table(wanted: Wanted) -> tuple[str | None, Iterator[tuple[str, Any]]]:
         table = load_dataset(**kind, split=wanted.options.get("split", "train"), streaming=True)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"--data {wanted.spec} cannot be read ({_first_line(error)}); {cure}") from error
-    if table.features and set(wanted.columns) <= set(table.features):
-        table = table.select_columns(list(wanted.columns))
+    if table.features:
+        _check_columns(wanted, table.features)
+        table = table.select_columns(list(dict.fromkeys(wanted.columns)))
     return table.info.license or None, rows()
 
 
@@ -239,16 +244,20 @@ def _cell(row: Json, column: str) -> str:
     return value.strip()
 
 
-def _nothing_usable(wanted: Wanted, columns: dict[str, None], broken: list[str], num_huge: int) -> str:
+def _check_columns(wanted: Wanted, columns: Iterable[str]) -> None:
+    """Raise ValueError when a wanted column is not among those that there are."""
+    there = list(columns)
+    for option, column in zip(("prompt", "completion"), wanted.columns, strict=True):
+        if column not in there:
+            near = get_close_matches(column, there, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            found = f"{hint}it has {', '.join(there)}"
+            raise ValueError(f"--data {wanted.spec} has no column {column!r}; {found}: append ?{option}=COLUMN")
+
+
+def _nothing_usable(wanted: Wanted, broken: list[str], num_huge: int) -> str:
     """Return why a source is refused, with the cure."""
     where = f"--data {wanted.spec}"
-    for option, column in zip(("prompt", "completion"), wanted.columns, strict=True):
-        if columns and column not in columns:
-            near = get_close_matches(column, columns, n=1, cutoff=0.5) or get_close_matches(
-                option, columns, n=1, cutoff=0.5
-            )
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{where} has no column {column!r}; {hint}it has {', '.join(columns)}: append ?{option}=COLUMN"
     if broken:
         shown = "\n  ".join(broken[:_MOST_SHOWN])
         return f"{where} has no usable row: {len(broken)} broken and {num_huge} too long; correct them:\n  {shown}"

@@ -159,10 +159,12 @@ def rehearsal(rows: list[Json], count: int, seed: int) -> list[Json]:
     ]
 
 
-class CompletionTrainer(SFTTrainer):
-    """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
+class CountsTokens:
+    """Of a trainer that adds up what it trains on."""
 
     num_seen = num_batches = 0
+    accelerator: Any
+    state: TrainerState
 
     def count_tokens(self) -> int:
         """Return how many tokens went through the model, in all processes; what a batch's prompts share counts once.
@@ -171,6 +173,10 @@ class CompletionTrainer(SFTTrainer):
         """
         counted = torch.tensor(self.num_seen, device=self.accelerator.device)
         return int(self.accelerator.reduce(counted, "sum")) * self.state.global_step // max(1, self.num_batches)
+
+
+class CompletionTrainer(CountsTokens, SFTTrainer):
+    """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
 
     def compute_loss(
         self,
