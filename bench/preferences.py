@@ -1,9 +1,11 @@
-"""Preferences against more supervised passes: both go on from the same adapter, on the same rows, for the same time.
+"""Preferences against more supervised passes: both go on from the same adapter, on the same rows, at equal cost.
 
     .venv/bin/python -m bench.preferences [--quick] [--json] [--seeds 0 1]
 
 A first adapter learns from few-shot answers, as in a run; its own samples are the rows of all arms. Measured on fresh
-questions of the training stream that no arm saw and no evaluation split holds. --quick: fewer items, one seed.
+questions of the training stream that no arm saw and no evaluation split holds. Equal cost: the last arm makes as many
+passes as give it the tokens of the dearest preference arm (its reference's forward pass at a third); a token costs both
+about the same, and unlike seconds tokens do not depend on what else the machine does. --quick: fewer items, one seed.
 """
 
 import argparse
@@ -52,9 +54,8 @@ class Bench:
         train = sft_worker.train if name == "supervised" else dpo_worker.train
         model = f"{name}-{passes}".replace(", ", "-").replace(" ", "-")
         told = self._train(train, model, "start", ["second"], ["first"], RATES[name], passes)
-        return {"arm": name, "passes": passes, "rows": told["num_examples"], "train_s": told["train_s"]} | self.score(
-            model
-        )
+        cost = {"tokens": (self.store.get("models", model) or {})["num_tokens"], "train_s": told["train_s"]}
+        return {"arm": name, "passes": passes, "rows": told["num_examples"]} | cost | self.score(model)
 
     def score(self, model: str) -> Json:
         """Return the share of right greedy answers with its interval."""
@@ -100,12 +101,12 @@ class Bench:
 
 
 def arms_of(bench: Bench) -> list[Json]:
-    """Return the arms of one seed: supervised as a run trains, preferences, supervised for as long as those took."""
-    start = {"arm": "where all arms start", "passes": 0, "rows": 0, "train_s": 0.0} | bench.score("start")
+    """Return the arms of one seed: supervised as a run trains, preferences, supervised at the cost of those."""
+    start = {"arm": "where all arms start", "passes": 0, "rows": 0, "tokens": 0, "train_s": 0.0} | bench.score("start")
     short = bench.arm("supervised", 2)
     pairs = [bench.arm(name, 1) for name in RATES if name != "supervised"]
-    longest_s = max(arm["train_s"] for arm in pairs)
-    passes = max(3, round(2 * longest_s / short["train_s"]))
+    dearest = max(arm["tokens"] for arm in pairs)
+    passes = max(3, round(2 * dearest / short["tokens"]))
     arms = [start, short, *pairs, bench.arm("supervised", passes)]
     for arm in arms:
         test = paired_test(arms[-1]["right"], arm["right"])
@@ -124,14 +125,13 @@ def main() -> None:
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     sizes = (256, 200) if arguments.quick else (1024, 1000)
     arms = [arm for seed in seeds for arm in arms_of(Bench(seed, *sizes))]
-    print(f"machine: {machine()}; fixed and broken: against the supervised arm of equal time")
-    print("| seed | arm | passes | rows | training s | fresh questions right | n | fixed | broken |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"machine: {machine()}; fixed and broken: against the last arm")
+    print("| seed | arm | passes | rows | trained tokens | training s | fresh questions right | n | fixed | broken |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for arm in arms:
-        print(
-            f"| {arm['seed']} | {arm['arm']} | {arm['passes']} | {arm['rows']} | {arm['train_s']:.0f} | {percent(arm)} "
-            f"| {arm['n']} | {arm['fixed']} | {arm['broken']} |"
-        )
+        cost = f"{arm['rows']} | {arm['tokens']} | {arm['train_s']:.0f}"
+        found = f"{percent(arm)} | {arm['n']} | {arm['fixed']} | {arm['broken']}"
+        print(f"| {arm['seed']} | {arm['arm']} | {arm['passes']} | {cost} | {found} |")
     figures = {"bench": "preferences", "quick": arguments.quick, "machine": machine(), "arms": arms, "ok": True}
     finish(figures, arguments.json)
 

@@ -249,7 +249,7 @@ def _check_columns(wanted: Wanted, columns: Iterable[str]) -> None:
     there = list(columns)
     for option, column in zip(("prompt", "completion"), wanted.columns, strict=True):
         if column not in there:
-            near = get_close_matches(column, there, n=1, cutoff=0.5)
+            near = get_close_matches(column, [name for name in there if name not in wanted.columns], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             found = f"{hint}it has {', '.join(there)}"
             raise ValueError(f"--data {wanted.spec} has no column {column!r}; {found}: append ?{option}=COLUMN")
