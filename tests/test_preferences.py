@@ -206,7 +206,8 @@ def test_shared_prompts_give_what_padded_rows_give(tiny_model: Path) -> None:
     labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
     add_fused_lm_head(model, outputs=names)
-    found, gradients, counted = [], [], []
+    found, gradients = [], []
+    counted: list[int] = []
     for shared in (False, True):
         if shared:
             dpo_worker.share_prompts(model, counted.append)
@@ -217,7 +218,8 @@ def test_shared_prompts_give_what_padded_rows_give(tiny_model: Path) -> None:
     for name in names:
         padded, ours = (getattr(output, name).float() for output in found)
         assert torch.allclose(padded, ours, atol=1e-4), name
-    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
+    expected, gradient = gradients
+    assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     assert counted[0] < int(batch["attention_mask"].sum()), "what the prompts share is counted once"
 
 

@@ -118,7 +118,7 @@ def read_source(spec: str) -> Source:
             _check_columns(wanted, columns)
         raise ValueError(_nothing_usable(wanted, broken, num_huge))
     name = Path(wanted.name).name if Path(wanted.name).is_absolute() else wanted.name
-    manifest = {"source": wanted.spec, "name": name, "licence": wanted.options.get("licence", licence)}
+    manifest: Json = {"source": wanted.spec, "name": name, "licence": wanted.options.get("licence", licence)}
     manifest |= {"columns": list(wanted.columns), "num_rows": len(rows), "num_huge": num_huge}
     return Source(manifest | {"num_broken": len(broken), "broken": broken[:_MOST_SHOWN]}, rows)
 

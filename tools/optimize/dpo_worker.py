@@ -117,7 +117,8 @@ class PairTrainer(CountsTokens, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Each process computes all: TRL hands them over in a file that other processes of this job cannot find."""
-        share_prompts(self.model.get_base_model(), self._count)
+        adapted: Any = self.model
+        share_prompts(adapted.get_base_model(), self._count)
         columns: dict[str, list[float]] = {"ref_chosen_logps": [], "ref_rejected_logps": []}
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[place] for place in range(start, min(start + batch_size, len(dataset)))]

@@ -50,7 +50,7 @@ def prefer_answers(
         raise ToolError("there is no trained model to go on from; call finetune_model first")
     settings = {"start_from": "latest", "method": "lora", "objective": "preferences", "learning_rate": learning_rate}
     settings |= {"schedule": "linear", "epochs": epochs}
-    args = {"settings": settings, "parent": parent, "datasets": training_sets(store, "latest")}
+    args: Json = {"settings": settings, "parent": parent, "datasets": training_sets(store, "latest")}
     args |= {"rehearse": store.trained_on(parent), "seed": run.context.seed}
     trained, _ = run.context.jobs.run("tools.optimize.dpo_worker:train", args | {"model_id": content_id(args)})
     return dict(trained)
