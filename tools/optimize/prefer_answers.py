@@ -1,6 +1,6 @@
 """Train a candidate on pairs of right and wrong answers, beside finetune_model: see dpo_worker.py for the method.
 
-Not on the menu by default: on the default task it does no better than supervised training in the same time
+Not on the menu by default: on the default task it does worse than supervised training at the same cost
 (bench/preferences.py). `--tools tools/optimize/prefer_answers.py` offers it.
 """
 
