@@ -9,6 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 DEFAULT_TASK = "reasoning_gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2"
 PLANNERS = ("self", "rules", "random", "scripted:FILE", "chat:PROVIDER:MODEL")
+LISTS = ("tools", "data")
+"""Settings that may be given several times."""
 FORMAT_VERSION = 1
 """Of run folders. A folder with a higher one was written by a newer version and is refused."""
 
@@ -40,6 +42,11 @@ class RunConfig:
     system_prompt: str = _option("", "system prompt of every question; empty keeps prompts short")
     tools: tuple[str, ...] = _option((), "file with tools of your own (may be given several times)")
     tool_minutes: float = _option(10.0, "minutes that a tool may work by itself in one call; its jobs are not counted")
+    data: tuple[str, ...] = _option(
+        (),
+        "answers of yours to train on beside the model's own: a .jsonl or .parquet file or a Hugging Face id, with "
+        "?prompt=COLUMN&completion=COLUMN&licence=...&rows=N (may be given several times)",
+    )
     runs_dir: str = _option("runs", "folder of all runs")
     models_dir: str = _option("models", "folder of converted models")
 
@@ -70,7 +77,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as plain JSON values."""
-        return dataclasses.asdict(self) | {"tools": list(self.tools)}
+        return dataclasses.asdict(self) | {name: list(getattr(self, name)) for name in LISTS}
 
 
 def check_planner_name(name: str) -> None:
@@ -91,12 +98,12 @@ def from_mapping(values: dict[str, Any]) -> RunConfig:
             near = difflib.get_close_matches(name, hints, n=1)
             raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         allowed = get_args(hints[name]) if "|" in str(hints[name]) else (hints[name],)
-        if name == "tools":
+        if name in LISTS:
             continue
         fits = isinstance(value, tuple(allowed)) or (isinstance(value, int) and float in allowed)
         if not fits or (isinstance(value, bool) and bool not in allowed):
             raise ValueError(f"setting {name!r} is {value!r}; it must be {hints[name]}")
-    return RunConfig(**values | {"tools": tuple(values.get("tools", ()))})
+    return RunConfig(**values | {name: tuple(values.get(name, ())) for name in LISTS})
 
 
 def load_config(file: str | None, flags: dict[str, Any]) -> RunConfig:

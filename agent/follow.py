@@ -12,6 +12,7 @@ from typing import Any
 from agent.views import Json, count_text, read_report, score_text, verdict_details, verdict_text
 from memory.records import content_id
 from memory.store import BASE, RunStore
+from tools.select.curate_data import ANSWERS
 
 Node = dict[str, Any]
 
@@ -84,7 +85,7 @@ class Thread:
         self.models = {model["id"]: model for model in self.store.all("models")}
         self.datasets = {dataset["id"]: dataset for dataset in self.store.all("data")}
         self.evals = {record["id"]: record for record in self.store.all("evals")}
-        self.samples = [name for name, dataset in self.datasets.items() if dataset["kind"] == "samples"]
+        self.samples = [name for name, dataset in self.datasets.items() if dataset["kind"] in ANSWERS]
         self.frozen = [name for name, dataset in self.datasets.items() if dataset["kind"] == "train"]
         self.details = verdict_details(run_dir)
         self.final: Json | None = (read_report(run_dir) or {}).get("final")
@@ -119,7 +120,11 @@ class Thread:
     def dataset(self, dataset_id: str) -> Node:
         """Count its rows by source, model and difficulty; the models trained on it."""
         dataset = self.datasets[dataset_id]
-        if dataset["kind"] == "samples":
+        if dataset["kind"] == "source":
+            imported = [name for name in self.samples if self.datasets[name].get("of") == dataset_id]
+            text = f"{dataset['num_rows']} rows that the user brought from {dataset['source']}"
+            return _root(_node("dataset", dataset_id, text), [], [self._generation_up(name) for name in imported])
+        if dataset["kind"] in ANSWERS:
             rows = self.rows(dataset_id, "samples.jsonl")
             facts = self._counts(rows) | {"num_right": sum(row["right"] for row in rows)}
             node = self._generation_up(dataset_id)
@@ -137,7 +142,7 @@ class Thread:
         written = [
             _node("dataset", name, self._generation_text(name), list(map(self._frozen, self._users(name))))
             for name in self.samples
-            if self.datasets[name]["model"] == model_id
+            if self.datasets[name].get("model") == model_id
         ]
         children = [self._model_down(name) for name, model in self.models.items() if model["parent"] == model_id]
         return _root(node, node["children"], self._outcome(model_id) + written + children)
@@ -157,6 +162,11 @@ class Thread:
     # --- upwards: what it was made from
 
     def _sample_up(self, row: Json) -> Node:
+        above = [self._generation_up(row["generation"])]
+        if "source" in row:
+            facts = {key: row[key] for key in ("verdict", "right", "source", "place")}
+            text = f"{row['place']} of {row['source']}: the scorer says {row['verdict']}"
+            return _node("row", _sample_id(row), text, above, **facts)
         num_samples = row["num_samples"]
         num_right = round(row["pass_rate"] * num_samples)
         text = (
@@ -165,16 +175,25 @@ class Thread:
         )
         keys = ("verdict", "right", "score", "finish", "logprob", "chunk", "sample", "pass_rate")
         facts = {key: row[key] for key in keys}
-        return _node("sample", _sample_id(row), text, [self._generation_up(row["generation"])], **facts)
+        return _node("sample", _sample_id(row), text, above, **facts)
 
     def _generation_up(self, dataset_id: str) -> Node:
         dataset = self.datasets[dataset_id]
+        if dataset["kind"] == "imported":
+            facts = {key: dataset[key] for key in ("source", "licence", "num_rows", "num_checked", "num_wrong")}
+            return _node("dataset", dataset_id, self._generation_text(dataset_id), **facts)
         facts = {key: dataset[key] for key in ("model", "temperature", "seed", "shots", "num_samples", "num_right")}
         children = [self._model_up(dataset["model"])]
         return _node("dataset", dataset_id, self._generation_text(dataset_id), children, **facts)
 
     def _generation_text(self, dataset_id: str) -> str:
         dataset = self.datasets[dataset_id]
+        if dataset["kind"] == "imported":
+            return (
+                f"{dataset['num_rows']} rows that the user brought from {dataset['source']} (licence "
+                f"{dataset['licence'] or 'not told'}); of {dataset['num_checked']} that the scorer could check "
+                f"{dataset['num_wrong']} were wrong"
+            )
         prompting = "few-shot" if dataset["shots"] else "zero-shot"
         return (
             f"{dataset['num_samples']} samples by model {dataset['model']} ({prompting}, temperature "

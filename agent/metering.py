@@ -15,6 +15,7 @@ FIND_OVERLAPS = "tools.select.contamination:find_overlaps"
 WORK = {
     "tools.acquire.generate_data:sample_items": "generation",
     "tools.optimize.sft_worker:train": "training",
+    "tools.optimize.dpo_worker:train": "training",
     "tools.evaluate.answer:answer_questions": "evaluation",
     "tools.evaluate.probe:sample_answers": "evaluation",
     "tools.evaluate.probe:probe_model": "evaluation",
@@ -22,6 +23,7 @@ WORK = {
     "tools.engines.constrained:deliberate": "planning",
     "tools.select.curate_data:choose_examples": "curation",
     FIND_OVERLAPS: "curation",
+    "tools.acquire.import_data:check_rows": "curation",
     "tools.jobs.worker:warm_up": "start-up",
 }
 PRODUCTIVE = ("generation", "training", "evaluation")

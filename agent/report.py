@@ -219,7 +219,7 @@ def _training_sets(store: RunStore) -> list[Json]:
     accepted = {name for verdict in verdicts if verdict["accepted"] for name in store.trained_on(verdict["model"])}
     rows = []
     for dataset in store.all("data"):
-        if dataset["kind"] == "samples":
+        if dataset["kind"] not in ("train", "refused"):
             continue
         name = dataset["id"]
         state = "quarantined" if name in quarantined else "in use" if name in accepted else "waits for a verdict"

@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from agent.views import open_run, provable_text
 from memory.lessons import lessons_file, lock_file
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
+from tools.acquire.data_source import Source, keep_source, parse_source, read_sources, source_text
 from tools.contract import Json
 from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder, resolve_model
 from tools.jobs.client import JobFailedError, WorkerClient
@@ -66,14 +67,26 @@ def start(config: RunConfig, console: Console) -> Json:
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     seed = evaluation_seed(config)
     splits = draw_splits(task, sizes, seed)
+    sources = read_sources(config.data, {key for items in splits for item in items for key in item.keys})
     console.say(provable_text(config.gate_items))
-    return _work(create_run(config, task, model_dir, splits, seed), config, console, began)
+    for source in sources:
+        console.say(source_text(source.manifest))
+    return _work(create_run(config, task, model_dir, splits, seed, sources), config, console, began)
 
 
-def create_run(config: RunConfig, task: Task, model_dir: Path, splits: Splits, evaluation_seed: int) -> Path:
+def create_run(
+    config: RunConfig,
+    task: Task,
+    model_dir: Path,
+    splits: Splits,
+    evaluation_seed: int,
+    sources: Iterable[Source] = (),
+) -> Path:
     """Make the folder of a new run: sealed splits, what may be trained on, and run.json; returns it."""
     run_dir = _new_folder(Path(config.runs_dir))
     seal_splits(run_dir, splits, evaluation_seed)
+    for source in sources:
+        keep_source(RunStore(run_dir), source)
     identity = {"task": task.spec, "model": fingerprint(model_dir), "format": FORMAT_VERSION}
     identity["hashes"] = take_hashes(run_dir, task, model_dir, config.system_prompt)
     write_json(
@@ -105,6 +118,7 @@ def _from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
         model=config.model if config.model in PACKAGED_MODELS else absolute(config.model),
         planner=f"{kind}:{absolute(script)}" if kind == "scripted" else config.planner,
         tools=tuple(map(absolute, config.tools)),
+        data=tuple(parse_source(spec).spec for spec in config.data),
         models_dir=str(Path(config.models_dir).resolve()),
     )
 

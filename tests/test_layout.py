@@ -25,6 +25,7 @@ HEAVY_ALLOWED = {
     "tools/engines/rollout.py",
     "tools/engines/transformers_engine.py",
     "tools/optimize/collate.py",
+    "tools/optimize/dpo_worker.py",
     "tools/optimize/fused_lora.py",
     "tools/optimize/sft_worker.py",
 }

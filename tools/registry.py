@@ -21,6 +21,7 @@ from tools.contract import REGISTRY, Stage, Tool
 ENTRY_POINTS = "autodidact.tools"
 _MODULES = (
     "tools.acquire.generate_data",
+    "tools.acquire.import_data",
     "tools.select.curate_data",
     "tools.optimize.finetune_model",
     "tools.evaluate.evaluate_model",

@@ -16,6 +16,7 @@ RULES: dict[str, dict[str, Any]] = {
         "schedule": "linear",
         "epochs": 3,
     },
+    "import_data": {},
     "curate_data": {"size": 1024, "keep": "not_too_easy", "choice": "diverse"},
     "generate_data": {"num_items": 1024, "samples_per_item": 32, "temperature": 1.2, "prompting": "zero_shot"},
     "note_lesson": {},

@@ -6,6 +6,7 @@ These are jobs (see `tools.jobs.job`), started by agent/commands.py while it hol
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}), trained on its own verified answers",
         f"to `{config['task']}`. These files: {how}.",
         "",
+        *_brought(store, model_id),
         f"It was evaluated with {evaluated}; at another dtype, or after merging, single answers can differ.",
         "",
         "## Scores",
@@ -122,6 +124,18 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         *_loading(config["model"], adapter_only),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _brought(store: RunStore, model_id: str) -> list[str]:
+    """Return a line for each source that the user brought (`--data`): rows that are no answers of the model's own."""
+    rows = [row for name in store.trained_on(model_id) for row in store.rows("data", name, "train.jsonl")]
+    counts = Counter(row["generation"] for row in rows if "source" in row)
+    lines = []
+    for name, count in counts.items():
+        source = store.get("data", name) or {}
+        licence = source.get("licence") or "not told"
+        lines += [f"It also learned from {count} rows of `{source.get('name')}` (licence: {licence}).", ""]
+    return lines
 
 
 def _score_table(store: RunStore, model_id: str, final: Json | None) -> list[str]:

@@ -2,7 +2,8 @@
 
 Runs in the worker process; on a machine with several GPUs the worker launches it under `accelerate`, one process a GPU
 (`accelerate launch -m tools.optimize.sft_worker <job folder>`). Goes on from its last complete checkpoint.
-Writes models/<id>/ (PEFT adapter or full safetensors), model.json last.
+Writes models/<id>/ (PEFT adapter or full safetensors), model.json last. Another trainer (`make_trainer`, see
+dpo_worker.py) shares all of this.
 """
 
 import copy
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,44 @@ def train(
     job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], rehearse: list[str], seed: int
 ) -> Json:
     """Train and save one candidate; returns {"model", "num_examples", "loss_first", "loss_last", "train_s", ...}."""
+    return run_training(job, completion_trainer, model_id, settings, parent, datasets, rehearse, seed)
+
+
+def completion_trainer(job: Job, rows: list[Json], settings: Json, seed: int, model: Any, watch: "Watch") -> Any:
+    """Return the trainer of supervised fine-tuning."""
+    engine, system_prompt = job.resident.local_engine, job.resident.settings["system_prompt"]
+    tokens = [
+        tokenise(engine.tokenizer, build_messages(row["prompt"], [], system_prompt), row["completion"])._asdict()
+        for row in rows
+    ]
+    return CompletionTrainer(
+        model=model,
+        args=SFTConfig(**arguments(job, settings, seed)),
+        train_dataset=Dataset.from_list(tokens),
+        processing_class=engine.tokenizer,
+        data_collator=PrefixCollator(),
+        callbacks=[watch],
+    )
+
+
+def run_training(
+    job: Job,
+    make_trainer: Callable[..., Any],
+    model_id: str,
+    settings: Json,
+    parent: str,
+    datasets: list[str],
+    rehearse: list[str],
+    seed: int,
+) -> Json:
+    """Train and save one candidate with the trainer that make_trainer builds (see `completion_trainer`).
+
+    The trainer's count_tokens() returns the tokens that were trained on.
+    """
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         return train_in_processes(job, torch.cuda.device_count())
 
-    # --- Act 1: rows to tokens
+    # --- Act 1: the rows
     store = RunStore(job.run_dir)
     known = store.get("models", model_id)
     if known is not None:  # killed between the manifest and the job's result
@@ -63,11 +99,6 @@ def train(
     rows = [row for name in datasets for row in rows_of[name]]
     earlier = [row for name in rehearse for row in rows_of[name]]
     rows += rehearsal(earlier, int(REHEARSAL_SHARE * len(rows)), seed)
-    system_prompt = job.resident.settings["system_prompt"]
-    tokens = [
-        tokenise(engine.tokenizer, build_messages(row["prompt"], [], system_prompt), row["completion"])._asdict()
-        for row in rows
-    ]
 
     # --- Act 2: the model to start from
     engine.use_model(None)
@@ -77,23 +108,14 @@ def train(
     model = _starting_model(engine, parent_dir, parent_method, settings["method"])
 
     # --- Act 3: trainer, trial, training
-    arguments = _arguments(job, settings, seed, engine.dtype)
-    watch = Watch(job, settings["learning_rate"])
-    trainer = CompletionTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(tokens),
-        processing_class=engine.tokenizer,
-        data_collator=PrefixCollator(),
-        callbacks=[watch],
-    )
     started = time.monotonic()
+    trainer = make_trainer(job, rows, settings, seed, model, Watch(job, settings["learning_rate"]))
     checkpoints = job.folder / "checkpoints"
     trainer.train(resume_from_checkpoint=_last_complete_checkpoint(checkpoints))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
         raise ToolError(f"the loss is not finite at learning rate {settings['learning_rate']}; choose a lower one")
-    num_tokens = trainer.state.num_input_tokens_seen  # also before a resume; what a batch's prompts share counts once
+    num_tokens = trainer.count_tokens()
     job.resident.trained_tokens += TRAINED_TOKEN_COST * num_tokens
 
     # --- Act 4: save the candidate, manifest last; of several processes the first does it
@@ -102,7 +124,7 @@ def train(
         _save(trainer.accelerator.unwrap_model(trainer.model), engine.tokenizer, folder, settings["method"])
     result = {
         "model": model_id,
-        "num_examples": len(rows),
+        "num_examples": len(trainer.train_dataset),
         "num_steps": trainer.state.global_step,
         "loss_first": round(losses[0], 4),
         "loss_last": round(losses[-1], 4),
@@ -140,6 +162,10 @@ def rehearsal(rows: list[Json], count: int, seed: int) -> list[Json]:
 
 class CompletionTrainer(SFTTrainer):
     """SFTTrainer that computes logits only where the loss is taken: half of a short prompt's work is the vocabulary."""
+
+    def count_tokens(self) -> int:
+        """Return how many tokens were trained on, also before a resume; what a batch's prompts share counts once."""
+        return int(self.state.num_input_tokens_seen)
 
     def compute_loss(
         self,
@@ -224,10 +250,11 @@ def _starting_model(engine: Any, parent_dir: Path | None, parent_method: str, me
     return model.to(engine.device).requires_grad_(True)
 
 
-def _arguments(job: Job, settings: Json, seed: int, engine_dtype: torch.dtype) -> SFTConfig:
-    on_gpu = torch.cuda.is_available()
+def arguments(job: Job, settings: Json, seed: int) -> Json:
+    """Return the arguments of a TRL configuration that all trainers share."""
+    on_gpu, engine_dtype = torch.cuda.is_available(), job.resident.local_engine.dtype
     factor = 1.0 if settings["method"] == "lora" else FULL_LEARNING_RATE_FACTOR
-    return SFTConfig(
+    return dict(
         output_dir=str(job.folder / "checkpoints"),
         per_device_train_batch_size=max(1, BATCH_EXAMPLES // int(os.environ.get("WORLD_SIZE", "1"))),
         num_train_epochs=settings["epochs"],
@@ -303,14 +330,15 @@ def train_in_processes(job: Job, count: int) -> Json:
 
 
 def _main() -> None:
-    from tools.jobs.job import JobSpec
+    from tools.jobs.job import JobSpec, load_function
     from tools.jobs.worker import Resident
 
     folder = Path(sys.argv[1])
     job = Job(folder, Resident(folder.parent.parent))
     _die_with_parent()
     try:
-        result = train(job, **JobSpec.load(folder).args)
+        spec = JobSpec.load(folder)
+        result = load_function(spec.function)(job, **spec.args)
     except ToolError as problem:
         result = {"tool_error": str(problem)}
     if os.environ.get("RANK", "0") == "0":

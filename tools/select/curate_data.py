@@ -24,8 +24,11 @@ OVERLAPS = tuple(f"evaluation_{kind}" for kind in ("exact", "reordered", "templa
 """Reasons of the referee: what a training question is to an evaluation item."""
 RULED_OUT = ("semantic_duplicate", *OVERLAPS)
 """Reasons that stay true; a row rejected for another one may be chosen later."""
+ANSWERS = ("samples", "imported")
+"""Kinds of datasets that hold answers to choose from."""
 SIZES = (512, 1024, 2048)
 CALIBRATION_PAIRS = 32
+ORIGIN = ("item_id", "generation", "model", "pass_rate", "difficulty")
 
 
 def least_examples(store: RunStore) -> int:
@@ -49,7 +52,7 @@ def unused_right(store: RunStore) -> list[Json]:
     return [
         row
         for dataset in store.all("data")
-        if dataset["kind"] == "samples"
+        if dataset["kind"] in ANSWERS
         for row in store.rows("data", dataset["id"], "right.jsonl")
         if row["example_id"] not in used
     ]
@@ -90,7 +93,7 @@ def curate_data(
     """
     context = run.context
     store = context.store
-    sources = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    sources = [dataset["id"] for dataset in store.all("data") if dataset["kind"] in ANSWERS]
     frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] in ("train", "refused")]
     args = {"size": size, "keep": keep, "choice": choice, "seed": context.seed}
     chosen, _ = context.jobs.run(
@@ -172,7 +175,7 @@ def choose_examples(job: Job, size: int, keep: str, choice: str, seed: int) -> J
 
 def _training_row(row: Json) -> Json:
     """Return the row of train.jsonl: TRL's columns, and where it came from."""
-    source = {key: row[key] for key in ("item_id", "generation", "model", "pass_rate", "difficulty")}
+    source = {key: row[key] for key in (*ORIGIN, "source") if key in row}  # "source": of what the user brought
     parent = content_id({key: row[key] for key in ("generation", "item_id", "sample")})
     return {
         "id": row["example_id"],

@@ -13,17 +13,20 @@ class SpecParts(NamedTuple):
     options: dict[str, str]
 
 
-def split_spec(spec: str) -> SpecParts:
-    """Cut a spec into its name and its percent-decoded options (a plus sign stays a plus sign)."""
+def split_spec(spec: str, what: str = "task") -> SpecParts:
+    """Cut a spec into its name and its percent-decoded options (a plus sign stays a plus sign).
+
+    what: how errors call it.
+    """
     name, _, query = spec.partition("?")
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
         key = unquote(key)
         if not equals or not key:
-            raise ValueError(f"task {spec!r}: option {part!r} is not of the form key=value")
+            raise ValueError(f"{what} {spec!r}: option {part!r} is not of the form key=value")
         if key in options:
-            raise ValueError(f"task {spec!r}: option {key!r} is given twice; give it once")
+            raise ValueError(f"{what} {spec!r}: option {key!r} is given twice; give it once")
         options[key] = unquote(value)
     return SpecParts(name, options)
 

@@ -1,0 +1,56 @@
+"""Train a candidate on pairs of right and wrong answers, beside finetune_model: see tools/optimize/dpo_worker.py.
+
+Not on the menu by default: on the default task it does worse than supervised training at the same cost
+(bench/preferences.py). `--tools tools/optional/prefer_answers.py` offers it.
+"""
+
+from typing import Literal
+
+from memory.records import content_id
+from memory.store import BASE
+from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
+from tools.evaluate.costs import training_tokens
+from tools.optimize.finetune_model import latest_model, num_training_examples, training_sets
+
+TOKENS_OF_A_PAIR = 2.4
+"""Against those of a right answer alone: both answers are trained on, and read once by the reference."""
+
+
+def legal_preferences(context: ToolContext) -> Grid | None:
+    """A frozen dataset waits, and there is an adapter to go on from: the base itself knows no form to prefer."""
+    store = context.store
+    latest = store.get("models", latest_model(store))
+    if not store.untrained_datasets() or store.candidate() is not None or latest is None:
+        return None
+    return {} if latest["settings"]["method"] == "lora" else None
+
+
+def preference_tokens(context: ToolContext, epochs: int, **_: object) -> int:
+    """Tokens of the training and of the verdict that must follow it."""
+    num_pairs = num_training_examples(context.store, "latest")
+    return int(training_tokens(context, TOKENS_OF_A_PAIR * num_pairs * epochs))
+
+
+@tool(stage="optimize", when=legal_preferences, estimate_tokens=preference_tokens)
+def prefer_answers(
+    run: ToolRun,
+    learning_rate: Literal[0.0001, 0.0005] = 0.0001,  # type: ignore[valid-type]  # grids may hold floats
+    epochs: Literal[1, 2] = 1,
+) -> Json:
+    """Train a candidate to prefer the right answers of the newest frozen dataset over its likeliest wrong ones.
+
+    Use it in place of finetune_model when most items have right and wrong samples. It goes on from the latest model and
+    rehearses a little of the old data. Returns the number of pairs, the loss and the time.
+    """
+    store = run.context.store
+    if not store.untrained_datasets():
+        raise ToolError("no frozen dataset waits; call curate_data first")
+    parent = latest_model(store)
+    if parent == BASE:
+        raise ToolError("there is no trained model to go on from; call finetune_model first")
+    settings = {"start_from": "latest", "method": "lora", "objective": "preferences", "learning_rate": learning_rate}
+    settings |= {"schedule": "linear", "epochs": epochs}
+    args: Json = {"settings": settings, "parent": parent, "datasets": training_sets(store, "latest")}
+    args |= {"rehearse": store.trained_on(parent), "seed": run.context.seed}
+    trained, _ = run.context.jobs.run("tools.optimize.dpo_worker:train", args | {"model_id": content_id(args)})
+    return dict(trained)
