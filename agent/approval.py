@@ -54,7 +54,7 @@ def ask(question: Json, services: Services) -> Json | None:
     """Ask at the terminal until the answer is understood; None when there is no terminal or the person leaves."""
     if not sys.stdin.isatty():
         return None
-    with services.budget.paused(), _one_ctrl_c():
+    with services.budget.paused(), _leaving_at_once():
         while True:
             try:
                 word, _, rest = services.console.ask(PROMPT).strip().partition(" ")
@@ -105,13 +105,15 @@ def _understood(word: str, rest: str, question: Json) -> Json:
 
 
 @contextmanager
-def _one_ctrl_c() -> Iterator[None]:
-    """Let the first Ctrl-C leave the question: there is no step under way to finish."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _leaving_at_once() -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM leave the question: there is no step under way to finish."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def waiting_text(run: str, question: Json) -> str:

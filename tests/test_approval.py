@@ -1,4 +1,4 @@
-"""A person between planner and tool: whole runs of the tiny model that wait, at a terminal and without one."""
+"""A person between planner and tool: a run of the tiny model that waits, at a terminal and without one."""
 
 import os
 import pty
@@ -6,14 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command
 
 from agent import views
-from agent.approval import make_answer
+from agent.approval import approve, make_answer
 from agent.budget import Budget
-from agent.trace import read_events
+from agent.graph import after_approve
+from agent.state import State
+from agent.trace import Trace, read_events
 from memory.records import read_json
 from run_agent import main
 from tests.test_run import REPO, finish, write_task
@@ -46,43 +52,11 @@ def events_of(run_dir: Path, *kinds: str) -> list[Json]:
     return [event for event in read_events(run_dir) if event["kind"] in kinds]
 
 
-def test_without_a_terminal_a_run_waits_and_is_answered_later(flags: Flags, tmp_path: Path) -> None:
-    code, report, said = finish(program("start", *flags))
-    run_dir = tmp_path / "runs" / report["run"]
-    where = [run_dir.name, "--runs-dir", str(tmp_path / "runs"), "--json"]
-    assert (code, report["stop_reason"], report["final"]) == (3, "waiting", None), said
-    assert report["question"]["tool"] == "generate_data" and f"run_agent.py approve {run_dir.name}" in said
-    assert views.run_state(run_dir) == "waiting"
-    assert f"run_agent.py approve {run_dir.name}: generate_data(" in views.status_text(views.run_status(run_dir))
-    assert not list((run_dir / "calls").glob("*")), "nothing was done without an answer"
-
-    code, report, said = finish(program("approve", *where, "--reject", "too many items"))
-    assert (code, report["stop_reason"]) == (3, "waiting"), said
-    (answered,) = events_of(run_dir, "answered")
-    assert (answered["who"], answered["answer"], answered["reason"]) == ("person", "no", "too many items")
-    thread_of_step = [event["kind"] for event in events_of(run_dir, "observed", "decided", "answered")]
-    assert thread_of_step == ["observed", "decided", "answered", "decided"], "it decides again, on the same situation"
-
-    fewer = '{"tool": "generate_data", "arguments": {"samples_per_item": 32, "temperature": 1.0}}'
-    code, report, said = finish(program("approve", *where, "--edit", fewer))
-    assert (code, report["stop_reason"]) == (3, "waiting"), said
-    assert report["question"]["step"] == 2
-    (call,) = (read_json(path) for path in (run_dir / "calls").glob("*.json"))
-    assert call["args"]["temperature"] == 1.0
-    *_, edited, next_one = events_of(run_dir, "decided")
-    assert (edited["decided_by"], edited["step"], next_one["step"]) == ("person", 1, 2)
-    assert events_of(run_dir, "answered")[-1]["edited"]["args"]["samples_per_item"] == 32
-
-    code, report, said = finish(program("resume", *where, "--no-approve"))
-    assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
-    assert len(events_of(run_dir, "answered")) == 2 and report["question"] is None
-
-
-def test_at_a_terminal_it_asks_until_it_understands(flags: Flags, tmp_path: Path) -> None:
+def test_a_person_answers_at_a_terminal_and_later_without_one(flags: Flags, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = program("start", *flags, stdin=theirs)
     os.close(theirs)
-    os.write(ours, b"maybe\nn\nn not these items\ny\n")
+    os.write(ours, b'maybe\nn\nn too many items\ne {"arguments": {"samples_per_item": 32, "temperature": 1.0}}\n')
     deadline = time.monotonic() + 300
     while not list((tmp_path / "runs").glob("*/calls/0001-*.json")) and process.poll() is None:
         assert time.monotonic() < deadline, "the answers did not reach the run"
@@ -90,10 +64,60 @@ def test_at_a_terminal_it_asks_until_it_understands(flags: Flags, tmp_path: Path
     os.write(ours, b"\x04")  # Ctrl-D: the person leaves
     code, report, said = finish(process)
     os.close(ours)
-    assert (code, report["stop_reason"], report["question"]["step"]) == (3, "waiting", 2), said
+    assert (code, report["stop_reason"], report["final"]) == (3, "waiting", None), said
     assert "'maybe' is no answer" in said and "say why" in said
     run_dir = tmp_path / "runs" / report["run"]
-    assert [event["answer"] for event in events_of(run_dir, "answered")] == ["no", "yes"]
+    story = [event["kind"] for event in events_of(run_dir, "observed", "decided", "answered") if event["step"] == 1]
+    assert story == ["observed", "decided", "answered", "decided", "answered", "decided"]
+    rejected, edited = events_of(run_dir, "answered")
+    assert (rejected["who"], rejected["answer"], rejected["reason"]) == ("person", "no", "too many items")
+    assert (edited["answer"], edited["edited"]["args"]["temperature"]) == ("edit", 1.0)
+    (call,) = (read_json(path) for path in (run_dir / "calls").glob("*.json"))
+    assert (call["args"]["temperature"], call["args"]["samples_per_item"]) == (1.0, 32)
+    proposed, done = [event["decided_by"] for event in events_of(run_dir, "decided") if event["step"] == 1][1:]
+    assert (proposed, done) == ("rules", "person")
+    assert (report["question"]["step"], report["question"]["tool"]) == (2, "generate_data")
+    assert f"run_agent.py approve {run_dir.name}: generate_data(" in views.status_text(views.run_status(run_dir))
+
+    where = [run_dir.name, "--runs-dir", str(tmp_path / "runs"), "--json"]
+    code, report, said = finish(program("approve", *where, "--reject", "not again"))
+    assert (code, report["stop_reason"], report["question"]["step"]) == (3, "waiting", 2), said
+    assert f"run_agent.py approve {run_dir.name}" in said
+    assert events_of(run_dir, "answered")[-1]["reason"] == "not again"
+    assert len(list((run_dir / "calls").glob("*.json"))) == 1, "nothing was done without an answer"
+
+    code, report, said = finish(program("resume", *where, "--no-approve"))
+    assert (code, report["stop_reason"], report["question"]) == (0, "nothing_verifiable", None), said
+    assert len(events_of(run_dir, "answered")) == 3
+
+
+def ask_once(run_dir: Path, decided_by: str, answer: Json | None) -> Json:
+    """Let the node `approve` alone meet a decision, answer it, and return the state behind it."""
+    graph = StateGraph(State)
+    graph.add_node("approve", approve)
+    graph.add_edge(START, "approve")
+    loop = graph.compile(checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "one"}}
+    services: Any = SimpleNamespace(config=SimpleNamespace(approve=True), trace=Trace(run_dir))
+    chosen = {"tool": "train", "args": {"rate": 0.1, "method": "lora"}, "decided_by": decided_by, "reasoning": ""}
+    situation = {"last_action": None, "lessons": []}
+    begun: Any = {"step": 2, "decision": chosen, "menu": MENU, "situation": situation, "last": None}
+    state: Json = loop.invoke(begun, thread, context=services)
+    return state if answer is None else loop.invoke(Command(resume=answer), thread, context=services)
+
+
+def test_a_rejection_is_the_last_outcome_that_the_planner_sees(tmp_path: Path) -> None:
+    waiting = ask_once(tmp_path / "waiting", "model", None)
+    assert waiting["__interrupt__"][0].value == QUESTION
+    state = ask_once(tmp_path / "told", "model", make_answer(QUESTION, reject="too dear"))
+    assert state["decision"] == {} and after_approve(cast(State, state)) == "plan"
+    assert state["situation"]["last_action"]["outcome"] == "rejected by a person: too dear"
+    assert state["last"] == state["situation"]["last_action"]
+    assert after_approve(cast(State, ask_once(tmp_path / "yes", "model", make_answer(QUESTION)))) == "act"
+
+
+def test_who_forced_an_action_is_not_asked_about_it(tmp_path: Path) -> None:
+    assert "__interrupt__" not in ask_once(tmp_path, "forced", None)
 
 
 def test_answers_are_checked_before_anything_starts() -> None:

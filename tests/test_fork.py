@@ -165,6 +165,8 @@ def test_verdicts_of_relatives_are_tested_candidates(family: Path) -> None:
     again = make_fork(first, 3)
     assert read_json(again / "run.json")["family"]["root"] == family.name
     assert verdicts_before(RunStore(again)) == [False] * 3
+    shutil.rmtree(first / "evals")
+    assert verdicts_before(RunStore(first)) == [], "a replay of a fork is tested as its parent was, up to the fork"
 
 
 def test_looks_go_on_from_those_of_the_family(family: Path) -> None:
@@ -225,6 +227,8 @@ def test_a_forced_fork_runs_to_its_end_and_counts_what_was_spent(family: Path) -
     assert 0 < shared < report["tokens"] == sum(tokens.values())
     looks = read_json(family / "run.json")["looks"]
     assert report["looks"]["final"] == looks["final"] + 3 and report["looks"]["gate"] > looks["gate"]
+    code, found, said = finish(program("replay", run_dir.name, "--runs-dir", str(family.parent), "--json"))
+    assert code == 0 and found["equal"], (found, said)
 
 
 def test_a_replay_comes_to_the_same_without_a_model(family: Path) -> None:
