@@ -58,7 +58,8 @@ def fork(parent: Path, step: int, console: Console, planner: str | None = None, 
     Raises ValueError for a step that the parent did not observe, a parent at work and an action that is not legal.
     """
     run_dir = make_fork(parent, step, planner, forced)
-    console.say(f"forked run {parent.name} at step {step}: run {run_dir.name}")
+    first = "" if forced is None else f", which begins with {forced.tool}"
+    console.say(f"forked run {parent.name} at step {step}: run {run_dir.name}{first}")
     return resume(run_dir, console)
 
 

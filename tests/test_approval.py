@@ -18,6 +18,7 @@ from agent import views
 from agent.approval import approve, make_answer
 from agent.budget import Budget
 from agent.graph import after_approve
+from agent.nodes import Services
 from agent.state import State
 from agent.trace import Trace, read_events
 from memory.records import read_json
@@ -93,14 +94,14 @@ def test_a_person_answers_at_a_terminal_and_later_without_one(flags: Flags, tmp_
 
 def ask_once(run_dir: Path, decided_by: str, answer: Json | None) -> Json:
     """Let the node `approve` alone meet a decision, answer it, and return the state behind it."""
-    graph = StateGraph(State)
+    graph = StateGraph(State, context_schema=Services)
     graph.add_node("approve", approve)
     graph.add_edge(START, "approve")
     loop = graph.compile(checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "one"}}
     services: Any = SimpleNamespace(config=SimpleNamespace(approve=True), trace=Trace(run_dir))
     chosen = {"tool": "train", "args": {"rate": 0.1, "method": "lora"}, "decided_by": decided_by, "reasoning": ""}
-    situation = {"last_action": None, "lessons": []}
+    situation: Json = {"last_action": None, "lessons": []}
     begun: Any = {"step": 2, "decision": chosen, "menu": MENU, "situation": situation, "last": None}
     state: Json = loop.invoke(begun, thread, context=services)
     return state if answer is None else loop.invoke(Command(resume=answer), thread, context=services)
