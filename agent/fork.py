@@ -17,6 +17,7 @@ in knowledge of its parent's is no first look any more.
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from agent.console import Console
 from agent.folders import link, sharing
 from agent.graph import build_graph
 from agent.nodes import trace_decision
-from agent.planners import Choice, make_planner
+from agent.planners import Choice, Decision, make_planner
 from agent.planners.base import person_action
 from agent.planners.fixed import decision
 from agent.run import from_anywhere, job_fingerprint, resume
@@ -41,7 +42,8 @@ from memory.records import read_json, read_jsonl, write_json, write_jsonl
 from memory.store import RunStore
 from tools.contract import Json
 
-THINKS_AT_PLAN = ("plan",)
+BEFORE_THE_DECISION = ("plan",)
+"""What is next in LangGraph's checkpoint when a step was observed and not yet decided."""
 
 
 class Forced(NamedTuple):
@@ -131,7 +133,7 @@ def _share_what_was_there(parent: Path, run_dir: Path, step: int, moment: float)
     _share_referee(parent / "referee", run_dir, was_there)
 
 
-def _share_referee(referee: Path, run_dir: Path, was_there: Any) -> None:
+def _share_referee(referee: Path, run_dir: Path, was_there: Callable[[Path], bool]) -> None:
     """Link what the referee had measured; of its lists take what is about models and verdicts that come along."""
     for path in (referee / "identity.json", referee / "judge.json", *(referee / "judge").glob("*")):
         if was_there(path):
@@ -163,7 +165,7 @@ def _copy_checkpoints(parent: Path, run_dir: Path, step: int) -> Json:
         ):
             history = list(build_graph(old).get_state_history(old_thread))
             # A person may have had a step decided several times: the first is the one to decide anew.
-            before = [one for one in history if one.next == THINKS_AT_PLAN and one.values.get("step") == step]
+            before = [one for one in history if one.next == BEFORE_THE_DECISION and one.values.get("step") == step]
             if not before:
                 raise ValueError(f"run {parent.name} ended before it could decide step {step}; fork an earlier step")
             last = before[-1].config["configurable"]["checkpoint_id"]
@@ -176,7 +178,7 @@ def _copy_checkpoints(parent: Path, run_dir: Path, step: int) -> Json:
             return dict(before[-1].values)
 
 
-def _forced_decision(forced: Forced, rows: list[Json], run_dir: Path) -> Any:
+def _forced_decision(forced: Forced, rows: list[Json], run_dir: Path) -> Decision:
     """Return the decision for the forced action, which the fork's checkpoint then holds as the plan's."""
     menu = [Choice(**row) for row in rows]  # type: ignore[typeddict-item]
     legal: Json = next((choice["arguments"] for choice in menu if choice["tool"] == forced.tool), {})
