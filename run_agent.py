@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands, report, stopping, tool_commands, trace_commands
+from agent import commands, report, run_commands, stopping, tool_commands, trace_commands
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -23,12 +23,13 @@ EXAMPLES = """examples:
   run_agent.py status                         the newest run on one screen, also while it works
   run_agent.py trace tail                     its events as they come; `trace show`: the whole story; `report`: a page
   run_agent.py trace diff RUN RUN             where two runs part, and why; `trace search RUN TEXT` finds words
-  run_agent.py stop; run_agent.py resume      end after the step under way; go on with what was stopped or killed
+  run_agent.py stop; run_agent.py resume      end after the step under way; go on (`approve` answers `--approve`)
+  run_agent.py fork RUN --at 4 --planner rules    decide anew from step 4 of a run; `replay RUN` checks one
   run_agent.py try RUN "What is 12 + 30?"     base and improved model side by side
   run_agent.py follow RUN ID                  what an example, dataset, model or evaluation came from and led to
   run_agent.py export RUN my-model            merged weights with a model card
 
-exit codes: 0 finished, 1 failed, 2 bad input, 130 interrupted (go on with `resume`)"""
+exit codes: 0 finished, 1 failed or different, 2 bad input, 3 waits for approval, 130 interrupted (`resume`)"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,7 +68,7 @@ def build_parser() -> Parser:
     start = add("start", commands.start, "begin a run and work until it ends; an option is also a key of the TOML file")
     for flag, keywords in commands.config_options():
         start.add_argument(flag, **keywords)
-    add("resume", commands.resume, "go on with a run that was stopped or killed", "the newest that can be resumed")
+    run_commands.add_commands(add)
     stop = add("stop", stopping.stop, "let the agent that works on a run finish its step and end", "the newest at work")
     stop.add_argument("--now", action="store_true", help="end at once; what is under way is resumed later")
     add("list", commands.list_runs, "all runs, newest first")

@@ -1,6 +1,8 @@
 """What a run may spend and has spent. Wall time and tokens; the final evaluation is always kept back."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
@@ -30,6 +32,15 @@ class Budget:
     def spent_s(self) -> float:
         """Wall seconds of the run so far."""
         return self.earlier_s + time.monotonic() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the wall time of what is inside: a person may think for days."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.earlier_s -= time.monotonic() - began
 
     def add(self, usage: Usage, kind: str | None = None) -> None:
         """Count what a job cost; the kind of work (None = overhead) also tells the machine's speed at it."""

@@ -31,6 +31,7 @@ from tools.engines.models import DEFAULT_MODEL, EMBEDDER, PACKAGED_MODELS, finge
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
+WAITING = 3
 FREE_GIB_LEAST = 1.0
 FREE_GIB_GOOD = 5.0
 MANIFESTS = {"data": "manifest.json", "models": "model.json", "evals": "record.json", "lessons": "lesson.json"}
@@ -98,7 +99,7 @@ def start(args: Namespace) -> Outcome:
     from agent.console import Console
     from agent.run import start as start_run
 
-    return _ended(start_run(config, Console()))
+    return ended(start_run(config, Console()))
 
 
 def resume(args: Namespace) -> Outcome:
@@ -114,11 +115,12 @@ def resume(args: Namespace) -> Outcome:
     from agent.console import Console
     from agent.run import resume as resume_run
 
-    return _ended(resume_run(run_dir, Console()))
+    return ended(resume_run(run_dir, Console(), approve=args.approve))
 
 
-def _ended(report: Json) -> Outcome:
-    codes = {StopReason.FAILED.value: 1, StopReason.USER_STOPPED.value: INTERRUPTED}
+def ended(report: Json) -> Outcome:
+    """Return the report of a run with the exit code that its ending means."""
+    codes = {StopReason.FAILED.value: 1, StopReason.USER_STOPPED.value: INTERRUPTED, StopReason.WAITING.value: WAITING}
     return Outcome((), report, codes.get(report["stop_reason"], 0))
 
 

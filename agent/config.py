@@ -37,6 +37,7 @@ class RunConfig:
         False, "evaluate on items of a secret new seed, told when the run ends; for tasks that generate items"
     )
     max_steps: int = _option(200, "steps after which the run ends in any case")
+    approve: bool = _option(False, "ask a person before each action, here or later with `run_agent.py approve`")
     engine: str = _option("transformers", "who generates: transformers, or openai:URL#MODEL for an endpoint")
     dtype: str = _option("auto", "auto (bf16 where the hardware is quick at it, else float32), float32, bfloat16")
     system_prompt: str = _option("", "system prompt of every question; empty keeps prompts short")
@@ -81,8 +82,8 @@ class RunConfig:
 
 
 def check_planner_name(name: str) -> None:
-    """Raise ValueError with the nearest name when there is no such planner."""
-    if name in ("self", "rules", "random") or name.startswith(("scripted:", "chat:")):
+    """Raise ValueError with the nearest name when there is no such planner. `replay:RUN` is what `replay` begins."""
+    if name in ("self", "rules", "random") or name.startswith(("scripted:", "chat:", "replay:")):
         return
     known = [planner.split(":")[0] for planner in PLANNERS]
     near = difflib.get_close_matches(name.split(":")[0], known, n=1)

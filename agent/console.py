@@ -29,6 +29,11 @@ class Console:
         """Print one line."""
         self.rich.print(escape(text))
 
+    def ask(self, text: str) -> str:
+        """Return what a person types; raises EOFError when there is no more input."""
+        self.end()
+        return self.rich.input(escape(text))
+
     def observed(self, step: int, situation: Json) -> None:
         """Remember the best score and the budget left for the live line."""
         score = situation["score"]

@@ -48,6 +48,10 @@ class Services:
     lessons: list[str]
     stop_requested: list[bool] = field(default_factory=list)
     """Not empty once the user asked to stop (Ctrl-C)."""
+    answer: Json | None = None
+    """A person's answer to the question at which the run stopped (see agent/approval.py)."""
+    question: Json | None = None
+    """What the run stops to ask a person, for the report."""
 
 
 def observe(state: State, runtime: Runtime[Services]) -> State:
@@ -87,11 +91,16 @@ def plan(state: State, runtime: Runtime[Services]) -> State:
                 chosen = RulesPlanner().decide(text, menu, step) | {"decided_by": "fallback"}
                 chosen["reasoning"] = f"{services.planner.name} gave no legal action: {problems[-1]}"
     check_decision({"tool": chosen["tool"], "arguments": chosen["args"]}, menu)
-    action = {"tool": chosen["tool"], "args": chosen["args"]}
-    rest = {key: value for key, value in chosen.items() if key not in ("tool", "args")}
-    services.trace.emit("decided", step=step, action=action, problems=problems, **rest)
+    trace_decision(services.trace, step, chosen, problems)
     services.console.decided(step, chosen)
     return {"decision": dict(chosen)}
+
+
+def trace_decision(trace: Trace, step: int, chosen: Decision, problems: list[str]) -> None:
+    """Write who decided for what, and the planner's invalid answers before it."""
+    action = {"tool": chosen["tool"], "args": chosen["args"]}
+    rest = {key: value for key, value in chosen.items() if key not in ("tool", "args")}
+    trace.emit("decided", step=step, action=action, problems=problems, **rest)
 
 
 def only_choice(menu: list[Choice]) -> Decision | None:

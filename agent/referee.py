@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from agent.guards import GateAnswers, Guards
 from agent.identity import IdentityError, check_identity, check_model
-from agent.sealing import count_look
+from agent.sealing import count_look, verdicts_before
 from agent.statistics import LOOKS, alpha_for, alpha_left, decide, look_sizes, paired_test, wilson_interval
 from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, RunStore
@@ -94,7 +94,7 @@ class Referee:
 
     def _judge(self, candidate: str) -> Json:
         champion = self.store.champion()
-        earlier = [verdict["accepted"] for verdict in self.store.verdicts()]
+        earlier = verdicts_before(self.store)
         alpha = alpha_for(earlier)
         better, looks, answers = self._gate_in_steps(champion, candidate, alpha)
         guards = self.guards.check(champion, candidate, answers) if better else []

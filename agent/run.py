@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import resource
 import shutil
-import signal
 import sqlite3
 import time
 from collections import Counter
@@ -20,17 +19,19 @@ from typing import Any
 from agent.budget import Budget
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping
 from agent.console import Console, note_text
-from agent.graph import build_graph
+from agent.folders import new_folder
+from agent.graph import build_graph, run_graph
 from agent.identity import take_hashes
 from agent.judge_check import check_judge
 from agent.metering import PRODUCTIVE, MeteredJobs
 from agent.nodes import Services
 from agent.planners import make_planner
 from agent.referee import Referee, Scoring, draw_splits, seal_splits
+from agent.replay_jobs import open_client
 from agent.sealing import PROCESS_ONLY, closed_places, evaluation_seed, isolation, looks_of
 from agent.situation import situation_text
 from agent.state import StopReason
-from agent.stopping import AT_ONCE, agent_file, announce
+from agent.stopping import interruptible
 from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
 from agent.views import open_run, provable_text
@@ -40,7 +41,7 @@ from memory.store import RunStore
 from tools.acquire.data_source import Source, keep_source, parse_source, read_sources, source_text
 from tools.contract import Json
 from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder, resolve_model
-from tools.jobs.client import JobFailedError, WorkerClient
+from tools.jobs.client import JobFailedError
 from tools.tasks import load_task
 from tools.tasks.base import Splits, SplitSizes, Task
 from tools.tasks.judge import JudgeScorer, ask_base_through, open_scorer
@@ -62,7 +63,7 @@ def start(config: RunConfig, console: Console) -> Json:
         with ToolHost(config.tools, closed=closed_places(Path(config.runs_dir) / "new", task)) as host:
             host.describe()  # raises ValueError for a file that is missing or holds no tool
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
-    config = _from_anywhere(config, task.spec)
+    config = from_anywhere(config, task.spec)
     model_dir = resolve_model(config.model, Path(config.models_dir))
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
     seed = evaluation_seed(config)
@@ -83,7 +84,7 @@ def create_run(
     sources: Iterable[Source] = (),
 ) -> Path:
     """Make the folder of a new run: sealed splits, what may be trained on, and run.json; returns it."""
-    run_dir = _new_folder(Path(config.runs_dir))
+    run_dir = new_folder(Path(config.runs_dir))
     seal_splits(run_dir, splits, evaluation_seed)
     for source in sources:
         keep_source(RunStore(run_dir), source)
@@ -105,7 +106,7 @@ def create_run(
     return run_dir
 
 
-def _from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
+def from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
     """Return the same settings with absolute paths: a run may be resumed from another folder."""
 
     def absolute(path: str) -> str:
@@ -123,8 +124,11 @@ def _from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
     )
 
 
-def resume(run_dir: Path, console: Console) -> Json:
-    """Go on with a run that was stopped or killed; returns the report (the old one when it had ended)."""
+def resume(run_dir: Path, console: Console, answer: Json | None = None, approve: bool | None = None) -> Json:
+    """Go on with a run that was stopped or killed; returns the report (the old one when it had ended).
+
+    answer: a person's, to the question that the run waits with; approve: whether to ask from now on, None = as before.
+    """
     began = time.monotonic()
     record = open_run(run_dir)
     if (run_dir / "report.json").exists():
@@ -132,22 +136,21 @@ def resume(run_dir: Path, console: Console) -> Json:
         if not StopReason(report["stop_reason"]).resumable:
             console.say(f"run {run_dir.name} has ended: {report['stop_sentence']}")
             return report
+    if approve is not None:
+        record["config"]["approve"] = approve
+        with locked(run_dir):
+            write_json(run_dir / "run.json", record)
     config = from_mapping(record["config"])
     if fingerprint(resolve_model(config.model, Path(config.models_dir))) != record["identity"]["model"]:
         raise ValueError(f"the base model {config.model!r} is not the one this run began with; put that one back")
-    return _work(run_dir, config, console, began)
+    return _work(run_dir, config, console, began, answer)
 
 
-def _new_folder(runs_dir: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-        path = runs_dir / f"{stamp}{suffix}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path.resolve()
-    raise ValueError(f"{runs_dir} holds too many runs of this second; try again")
+def job_fingerprint(record: Json) -> str:
+    """Return what is part of every job's key: configuration and identity of the run, or of the one it came from."""
+    left_out = ("budget", "runs", "models", "approve")
+    shape = {key: value for key, value in record["config"].items() if not key.startswith(left_out)}
+    return record.get("fingerprint") or content_id([shape, record["identity"]])
 
 
 @contextmanager
@@ -164,7 +167,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> Json:
+def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answer: Json | None = None) -> Json:
     record = open_run(run_dir)
     with locked(run_dir):
         trace = Trace(run_dir)
@@ -176,11 +179,8 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
         prepare_worker(run_dir, config, record.get("training_task", config.task), task, closed)
         if isolation() == "process only":
             console.say(PROCESS_ONLY)
-        shape = {
-            key: value for key, value in record["config"].items() if not key.startswith(("budget", "runs", "models"))
-        }
         with (
-            WorkerClient(run_dir, content_id([shape, record["identity"]]), console.progress) as client,
+            open_client(run_dir, record, job_fingerprint(record), console.progress) as client,
             ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
             nullcontext(MeteredJobs(client, budget)) as jobs,
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
@@ -189,7 +189,8 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float) -> J
             about = {"config": record["config"], "identity": record["identity"], "isolation": isolation()}
             trace.emit("run_resumed" if resumed else "run_started", **about)
             services = _services(config, task, jobs, tools, scorer, budget, trace, console)
-            with _interruptible(run_dir, services, console):
+            services.answer = answer
+            with interruptible(run_dir, services.stop_requested, console):
                 reason, error = _loop(run_dir, services, console)
                 final = None
                 if not reason.resumable:
@@ -249,16 +250,16 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
         graph = build_graph(SqliteSaver(connection))
         thread: Any = {
             "configurable": {"thread_id": run_dir.name},
-            "recursion_limit": 5 * services.config.max_steps + 20,
+            "recursion_limit": 6 * services.config.max_steps + 20,
         }
         saved = graph.get_state(thread)
         ended = saved.values.get("stop_reason")
         if ended and not saved.next and not StopReason(ended).resumable:
             return StopReason(ended), None  # only the final evaluation is left to do
         entry: Any = None if saved.next else {"stop_reason": None}
-        state = graph.invoke(entry, thread, context=services, durability="sync")
+        reason = run_graph(graph, entry, thread, services)
         connection.close()
-        return StopReason(state["stop_reason"]), None
+        return reason, None
     except KeyboardInterrupt:
         return StopReason.USER_STOPPED, None
     except FAILURES as error:
@@ -282,8 +283,13 @@ def _baseline(services: Services) -> None:
         f"few-shot {100 * few['score']:.1f} % ({zero['identity']['dtype']} on {zero['identity']['device']})"
         f"{note_text(zero)}"
     )
+    record = read_json(services.store.run_dir / "run.json")
+    if "lessons" in record:  # what the run was told that this one goes on from or repeats, and nothing newer
+        services.lessons += record["lessons"]
+        if "forked_from" in record:
+            services.jobs.run("tools.engines.publish:refill_memory", {})
     # With a token budget alone a run repeats exactly, so it must not depend on what ran before it.
-    if services.config.minutes is not None and lessons_file(services.store.run_dir).stat().st_size:
+    elif services.config.minutes is not None and lessons_file(services.store.run_dir).stat().st_size:
         recalled, _ = services.jobs.run("memory.lessons:recall", {"task": services.config.task, "count": 3})
         services.lessons += [lesson["text"] for lesson in recalled]
         for lesson in recalled:
@@ -298,30 +304,6 @@ def _check_judge(services: Services) -> None:
         found = check_judge(referee.scorer, referee.items("search"), referee.folder)
         services.console.say(found)
         services.trace.emit("judge_checked", note=found)
-
-
-@contextmanager
-def _interruptible(run_dir: Path, services: Services, console: Console) -> Iterator[None]:
-    """First Ctrl-C: finish the step, then stop. Second: stop now; the step is repeated or resumed later."""
-
-    def at_once(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    def on_signal(signum: int, frame: object) -> None:
-        if services.stop_requested:
-            raise KeyboardInterrupt
-        services.stop_requested.append(True)
-        console.say("stopping after this step (Ctrl-C again: stop now; nothing that is finished is lost)")
-
-    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, AT_ONCE: at_once}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    announce(run_dir)
-    try:
-        yield
-    finally:
-        agent_file(run_dir).unlink(missing_ok=True)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _open_final(services: Services, reason: StopReason) -> tuple[StopReason, str | None, Json | None]:
@@ -369,6 +351,7 @@ def _report(
         "rejected": sum(not verdict["accepted"] for verdict in verdicts),
         "champion": services.store.champion(),
         "looks": looks_of(read_json(run_dir / "run.json")),
+        "question": services.question,
         "final": final,
     }
     write_json(run_dir / "report.json", report)

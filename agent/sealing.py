@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent.config import RunConfig
 from memory.records import read_json, write_json
+from memory.store import RunStore
 from tools.contract import Json
 from tools.jobs import landlock
 from tools.jobs.client import REPOSITORY
@@ -52,6 +53,19 @@ def count_look(run_dir: Path, split: str) -> None:
 def looks_of(record: Json) -> dict[str, int]:
     """Return how often gate and final were looked at, from run.json; a model counts each time."""
     return {"gate": 0, "final": 0} | record.get("looks", {})
+
+
+def verdicts_before(store: RunStore) -> list[bool]:
+    """Return whether each candidate that was tested on this gate was accepted, oldest first.
+
+    In a fork, those that its relatives tested behind the verdicts it shares count as rejected (see agent/fork.py).
+    """
+    accepted = [verdict["accepted"] for verdict in store.verdicts()]
+    family = read_json(store.run_dir / "run.json").get("family", {"shared_verdicts": 0, "other_verdicts": 0})
+    shared = family["shared_verdicts"]
+    if len(accepted) < shared:  # a replay of a fork, still on the way to where it forked
+        return accepted
+    return [*accepted[:shared], *[False] * family["other_verdicts"], *accepted[shared:]]
 
 
 def looks_text(looks: dict[str, int]) -> str:

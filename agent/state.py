@@ -14,6 +14,7 @@ class StopReason(StrEnum):
     COLLAPSE = "collapse"
     NO_ACTION = "no_action"
     PLANNER_FINISHED = "planner_finished"
+    WAITING = "waiting"
     USER_STOPPED = "user_stopped"
     FAILED = "failed"
 
@@ -25,7 +26,7 @@ class StopReason(StrEnum):
     @property
     def resumable(self) -> bool:
         """Whether the run was cut off rather than ended: the final split stays closed."""
-        return self in (StopReason.USER_STOPPED, StopReason.FAILED)
+        return self in (StopReason.WAITING, StopReason.USER_STOPPED, StopReason.FAILED)
 
 
 _SENTENCES = {
@@ -44,6 +45,7 @@ _SENTENCES = {
     ),
     StopReason.NO_ACTION: "No tool has anything left to do, or five calls in a row were refused (see the trace).",
     StopReason.PLANNER_FINISHED: "The planner finished the run.",
+    StopReason.WAITING: "The next action waits for a person's approval; `run_agent.py approve` answers.",
     StopReason.USER_STOPPED: "Stopped by the user; `run_agent.py resume` goes on.",
     StopReason.FAILED: "The run failed; nothing that was finished is lost, and `run_agent.py resume` goes on.",
 }
@@ -56,6 +58,7 @@ class State(TypedDict, total=False):
     situation: dict[str, Any]
     menu: list[dict[str, Any]]
     decision: dict[str, Any]
+    """Empty once a person has rejected it."""
     last: dict[str, Any] | None
     """The last action's tool, arguments and outcome in a few words."""
     told: list[list[Any]]

@@ -8,14 +8,19 @@ import os
 import signal
 import time
 from argparse import Namespace
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from agent import views
 from agent.commands import Outcome
 from memory.records import read_json, write_json
+
+if TYPE_CHECKING:
+    from agent.console import Console
 
 AT_ONCE = signal.SIGUSR1
 SAME_START_S = 1.0
@@ -30,6 +35,30 @@ def agent_file(run_dir: Path) -> Path:
 def announce(run_dir: Path) -> None:
     """Write down that this process works on the run and can be stopped."""
     write_json(agent_file(run_dir), {"pid": os.getpid(), "started": psutil.Process().create_time()})
+
+
+@contextmanager
+def interruptible(run_dir: Path, stop_requested: list[bool], console: "Console") -> Iterator[None]:
+    """First Ctrl-C: finish the step, then stop. Second: stop now; the step is repeated or resumed later."""
+
+    def at_once(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def on_signal(signum: int, frame: object) -> None:
+        if stop_requested:
+            raise KeyboardInterrupt
+        stop_requested.append(True)
+        console.say("stopping after this step (Ctrl-C again: stop now; nothing that is finished is lost)")
+
+    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, AT_ONCE: at_once}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    announce(run_dir)
+    try:
+        yield
+    finally:
+        agent_file(run_dir).unlink(missing_ok=True)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def agent_of(run_dir: Path) -> psutil.Process | None:

@@ -6,6 +6,8 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   tool_started  tool, args, job                                     alternatives[{tool,logprob}], usage
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
+  answered      who ("person"), answer ("yes", "no", "edit"), action (asked about), edited (None or action), reason
+  forked        from_run, from_step, planner, forced (whether the first decision was): what follows is this run's own
   collapsed     sign (what in the samples says so)    judge_checked note (what the gold set said of a judge)
   plateau       sign (what in the verdicts says so)
   final         n, base_zero_shot, base_few_shot, champion (scores with intervals)

@@ -48,7 +48,7 @@ def diff(run_a: Path, run_b: Path) -> Json:
     rows: list[Json] = []
     parted: Json | None = None
     decided_differently: Json | None = None
-    for number, (a, b) in enumerate(itertools.zip_longest(_steps_of(run_a), _steps_of(run_b)), 1):
+    for number, (a, b) in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
         how = _compare(a, b)
         rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b)})
         if parted is None and how != "same":
@@ -58,7 +58,7 @@ def diff(run_a: Path, run_b: Path) -> Json:
     return {
         "a": run_a.name,
         "b": run_b.name,
-        "settings": _different(_settings(run_a), _settings(run_b)),
+        "settings": different(_settings(run_a), _settings(run_b)),
         "num_steps": {
             "a": sum(row["how"] != "only in B" for row in rows),
             "b": sum(row["how"] != "only in A" for row in rows),
@@ -76,7 +76,8 @@ def _settings(run_dir: Path) -> Json:
     return config | {"identity": record.get("identity")}
 
 
-def _steps_of(run_dir: Path) -> Iterator[Step]:
+def steps_of(run_dir: Path) -> Iterator[Step]:
+    """Yield the steps of a run, from the first."""
     for number, events in steps(read_events(run_dir)):
         if number:
             yield _step(events)
@@ -113,12 +114,12 @@ def _compare(a: Step | None, b: Step | None) -> str:
         return "different arguments" if action_a["tool"] == action_b["tool"] else "different tool"
     if (a.outcome is None) is not (b.outcome is None):
         return f"no result in {'A' if a.outcome is None else 'B'}"
-    if _different(a.outcome, b.outcome):
+    if different(a.outcome, b.outcome):
         return "different result"
-    return "different situation" if _different(a.situation, b.situation) else "same"
+    return "different situation" if different(a.situation, b.situation) else "same"
 
 
-def _different(a: Any, b: Any) -> list[Json]:
+def different(a: Any, b: Any) -> list[Json]:
     """Return [{"field", "a", "b"}] of the plain values that differ between two JSON values; None = no fields."""
     ours, theirs = (dict(leaves(value)) if value else {} for value in (a, b))
     return [
@@ -130,9 +131,9 @@ def _different(a: Any, b: Any) -> list[Json]:
 
 def _place(number: int, how: str, a: Step | None, b: Step | None) -> Json:
     """Return {"step", "how", "why", "situation", "outcome", "a", "b"}: differing fields, and both decisions."""
-    situation = _different(a.situation, b.situation) if a and b else []
+    situation = different(a.situation, b.situation) if a and b else []
     # After different calls the results have nothing to do with each other.
-    outcome = _different(a.outcome, b.outcome) if a and b and how == "different result" else []
+    outcome = different(a.outcome, b.outcome) if a and b and how == "different result" else []
     shown = "the planner was shown something else"
     decided = shown if situation else "a different decision on the same situation"
     before = f", and before it {shown}" if situation else ""

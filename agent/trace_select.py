@@ -14,7 +14,7 @@ from agent.trace import Event, read_events
 
 KINDS = (
     "run_started", "run_resumed", "observed", "decided", "tool_started", "tool_finished", "tool_failed", "judged",
-    "collapsed", "plateau", "judge_checked", "final", "run_stopped",
+    "collapsed", "plateau", "judge_checked", "final", "run_stopped", "answered", "forked",
 )  # fmt: skip
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -21,7 +21,7 @@ from agent.views import (
 REASONING_LENGTH = 240
 """Characters of a reasoning that the whole tree shows; `--step N` shows all of it."""
 EVERYTHING = Filter()
-OF_THE_RUN = ("run_resumed", "run_stopped")
+OF_THE_RUN = ("run_resumed", "run_stopped", "forked")
 """Events of no step that the tree shows with the step before them."""
 
 
@@ -92,6 +92,12 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
             return [f"resumed {event['ts']}, {event['spent_s']:.0f} s spent"]
         case "run_stopped":
             return [f"stopped {event['ts']}: {event['reason']}: {event['sentence']}" + _error_text(event)]
+        case "answered":
+            edited = f": {call_text(event['edited'])}" if event["edited"] else ""
+            reason = f" ({event['reason']})" if event["reason"] else ""
+            return [f"{event['who']} answers {event['answer']}{edited}{reason}"]
+        case "forked":
+            return [f"forked from run {event['from_run']} at step {event['from_step']}, planner {event['planner']}"]
         case "collapsed":
             return [f"collapse: {event['sign']}"]
         case "plateau":

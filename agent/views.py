@@ -25,7 +25,7 @@ from memory.store import BASE, RunStore
 Json = dict[str, Any]
 FIGURE = ("score", "ci95", "n", "scorer_note")
 """What a shown score consists of; "scorer_note" is there where a judge gave it."""
-RESUMABLE = ("killed", "stopped", "failed")
+RESUMABLE = ("killed", "stopped", "failed", "waiting")
 """States (see `run_state`) from which `resume` goes on."""
 
 
@@ -84,7 +84,10 @@ def is_locked(run_dir: Path, name: str = "run.lock") -> bool:
 
 
 def run_state(run_dir: Path) -> str:
-    """Return "running", "finished", "stopped" (by the user), "failed" or "killed" (no process, no ending written)."""
+    """Return "running", "finished", "stopped" (by the user), "waiting" (for a person's approval), "failed" or "killed".
+
+    Killed is a run without a process and without an ending.
+    """
     locked = is_locked(run_dir)  # first: a run that ends between the two looks has a report
     report = read_report(run_dir)
     if report is not None and not _resumable(report):
@@ -94,7 +97,8 @@ def run_state(run_dir: Path) -> str:
     kinds = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("run_stopped", "run_resumed")]
     if report is None or kinds[-1:] == ["run_resumed"]:
         return "killed"
-    return "stopped" if report["stop_reason"] == StopReason.USER_STOPPED.value else "failed"
+    states = {StopReason.USER_STOPPED.value: "stopped", StopReason.WAITING.value: "waiting"}
+    return states.get(report["stop_reason"], "failed")
 
 
 def read_report(run_dir: Path) -> Json | None:
@@ -183,6 +187,7 @@ def run_status(run_dir: Path) -> Json:
         "run": run_dir.name,
         "state": state,
         "created": record.get("created"),
+        "forked_from": record.get("forked_from"),
         "config": record["config"],
         "step": max((event["step"] for event in events if event["step"] is not None), default=0),
         "tool": _tool_under_way(events) if state in ("running", "killed") else None,
@@ -198,6 +203,7 @@ def run_status(run_dir: Path) -> Json:
         "spent_s": _spent_s(events, state),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
+        "question": report.get("question") if report and state == "waiting" else None,
         "error": report["error"] if report and state == "failed" else None,
         "final": report["final"] if report and state == "finished" else None,
     }
@@ -249,7 +255,7 @@ def status_text(status: Json) -> str:
     left = status["budget_left_percent"]
     when = "" if left is None else f"; {left} % left when step {status['step']} began"
     lines = {
-        "run": f"{status['run']}, begun {status['created']}",
+        "run": f"{status['run']}, begun {status['created']}{_origin_text(status['forked_from'])}",
         "state": _state_text(status),
         "task": config["task"],
         "model": f"{config['model']}, planner {config['planner']}, seed {config['seed']}",
@@ -264,6 +270,10 @@ def status_text(status: Json) -> str:
         "next": _next_text(status),
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _origin_text(forked_from: Json | None) -> str:
+    return "" if forked_from is None else f", forked from {forked_from['run']} at step {forked_from['step']}"
 
 
 def _state_text(status: Json) -> str:
@@ -288,6 +298,8 @@ def _next_text(status: Json) -> str:
     run = status["run"]
     if status["state"] == "running":
         return f"run_agent.py trace tail {run}"
+    if status["question"]:
+        return f"run_agent.py approve {run}: {status['question']['call']}"
     if status["state"] in RESUMABLE:
         return f"run_agent.py resume {run}"
     return f"run_agent.py trace show {run}" if status["champion"] == BASE else f"run_agent.py export {run} DIR"

@@ -175,9 +175,11 @@ def test_every_setting_is_an_option_of_start(capsys: pytest.CaptureFixture[str])
     assert "items on which the referee accepts or rejects (default: 600)" in text
 
 
-@pytest.mark.parametrize(("reason", "code"), [("plateau", 0), ("budget", 0), ("failed", 1), ("user_stopped", 130)])
+@pytest.mark.parametrize(
+    ("reason", "code"), [("plateau", 0), ("budget", 0), ("failed", 1), ("waiting", 3), ("user_stopped", 130)]
+)
 def test_the_reason_of_the_end_gives_the_exit_code(reason: str, code: int) -> None:
-    assert commands._ended({"stop_reason": reason}).code == code
+    assert commands.ended({"stop_reason": reason}).code == code
 
 
 def test_resuming_a_finished_run_gives_its_report(cli: Cli, run_dir: Path) -> None:

@@ -181,6 +181,7 @@ def run_dir(tmp_path: Path) -> Path:
         (StopReason.PLATEAU, "finished"),
         (StopReason.USER_STOPPED, "stopped"),
         (StopReason.FAILED, "failed"),
+        (StopReason.WAITING, "waiting"),
         (None, "killed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Who proposes the next action. One interface, five planners: self, chat, rules, random, scripted."""
+"""Who proposes the next action. One interface, six planners: self, chat, rules, random, scripted, replay."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from agent.planners.base import Choice, Decision, InvalidDecision, Planner
 from agent.planners.chat import ChatPlanner
 from agent.planners.fixed import RandomPlanner, RulesPlanner, ScriptedPlanner
+from agent.planners.replay import ReplayPlanner
 from agent.planners.self_planner import SelfPlanner
 from tools.contract import Jobs
 
@@ -24,6 +25,8 @@ def make_planner(name: str, seed: int, jobs: Jobs, champion_dir: Callable[[], Pa
         return RandomPlanner(seed)
     if name.startswith("scripted:"):
         return ScriptedPlanner(Path(name.removeprefix("scripted:")))
+    if name.startswith("replay:"):
+        return ReplayPlanner(Path(name.removeprefix("replay:")))
     if name.startswith("chat:"):
         return ChatPlanner(name)
     assert name == "rules", f"the configuration lets only known planners through, not {name!r}"

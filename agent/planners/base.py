@@ -22,7 +22,7 @@ class Decision(TypedDict):
     tool: str
     args: dict[str, Any]
     decided_by: str
-    """"model", "fallback", "scripted", "human", "rules" or "random"."""
+    """"model", "fallback", "scripted", "rules", "random", "only_choice", "person", "forced" or "replay"."""
     reasoning: str
     logprob: float | None
     """Of the chosen action among the legal ones; None when unknown."""
@@ -80,6 +80,19 @@ def check_decision(raw: object, menu: list[Choice]) -> tuple[str, dict[str, Any]
             if not problem:
                 return choice["tool"], {name: _legal(arguments[name], choice, name) for name in choice["arguments"]}
     raise InvalidDecision(problem)
+
+
+def person_action(tool: object, arguments: Any, menu: list[Choice]) -> tuple[str, dict[str, Any]]:
+    """Return the action that a person asks for; arguments with one legal value may be left out.
+
+    Raises ValueError that names what is legal.
+    """
+    legal = next((choice["arguments"] for choice in menu if choice["tool"] == tool), {})
+    given = {name: values[0] for name, values in legal.items() if len(values) == 1}
+    try:
+        return check_decision({"tool": tool, "arguments": given | dict(arguments or {})}, menu)
+    except InvalidDecision as problem:
+        raise ValueError(str(problem)) from problem
 
 
 def _choice_schema(choice: Choice) -> dict[str, Any]:
