@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands, report, trace_commands
+from agent import commands, report, trace_commands, ui
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -75,6 +75,7 @@ def build_parser() -> Parser:
     trace_commands.add_commands(add, group("trace", "what happened, step by step"))
     page = add("report", report.report, "write one HTML page about a run, also while it works", "the newest")
     page.add_argument("--out", metavar="FILE", help="the page (default: report.html in the run's folder)")
+    ui.add_command(add)
     tools = add("list", commands.tools_list, "tools and their arguments", under=group("tools", "what the agent can do"))
     tools.add_argument("name", nargs="?", metavar="TOOL", help="this tool only, with its whole description")
     tools.add_argument("--tools", action="append", metavar="FILE", help="file with tools of your own")

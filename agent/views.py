@@ -10,6 +10,7 @@ import re
 import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from agent.config import FORMAT_VERSION
 from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
 from agent.statistics import TYPICAL_CHANGE, provable_gain, wilson_interval
-from agent.trace import Event, read_events
+from agent.trace_facts import TraceFacts, facts_of
 from memory.records import read_json, read_jsonl
 from memory.store import BASE, RunStore
 
@@ -83,16 +84,18 @@ def is_locked(run_dir: Path, name: str = "run.lock") -> bool:
     return False
 
 
-def run_state(run_dir: Path) -> str:
-    """Return "running", "finished", "stopped" (by the user), "failed" or "killed" (no process, no ending written)."""
+def run_state(run_dir: Path, facts: TraceFacts | None = None) -> str:
+    """Return "running", "finished", "stopped" (by the user), "failed" or "killed" (no process, no ending written).
+
+    facts: of the run's trace, None = read them when they are needed.
+    """
     locked = is_locked(run_dir)  # first: a run that ends between the two looks has a report
     report = read_report(run_dir)
     if report is not None and not _resumable(report):
         return "finished"
     if locked:
         return "running"
-    kinds = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("run_stopped", "run_resumed")]
-    if report is None or kinds[-1:] == ["run_resumed"]:
+    if report is None or _resumed_since(facts or facts_of(run_dir)):
         return "killed"
     return "stopped" if report["stop_reason"] == StopReason.USER_STOPPED.value else "failed"
 
@@ -172,20 +175,22 @@ def verdict_text(detail: Json) -> str:
     )
 
 
-def run_status(run_dir: Path) -> Json:
-    """Return what `status` shows; None where something does not exist (yet)."""
-    record, state = open_run(run_dir), run_state(run_dir)
-    events, store, report = list(read_events(run_dir)), RunStore(run_dir), read_report(run_dir)
+def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore | None = None) -> Json:
+    """Return what `status` shows; None where something does not exist (yet).
+
+    facts and store: of this run, where the caller has read them already.
+    """
+    record, state = open_run(run_dir), run_state(run_dir, facts)
+    facts, store, report = facts or facts_of(run_dir), store or RunStore(run_dir), read_report(run_dir)
     champion = store.champion()
     verdicts = [verdict["accepted"] for verdict in store.verdicts()]
-    observed = [event["situation"] for event in events if event["kind"] == "observed"]
     return {
         "run": run_dir.name,
         "state": state,
         "created": record.get("created"),
         "config": record["config"],
-        "step": max((event["step"] for event in events if event["step"] is not None), default=0),
-        "tool": _tool_under_way(events) if state in ("running", "killed") else None,
+        "step": facts.step,
+        "tool": facts.tool if state in ("running", "killed") else None,
         "job": job_under_way(run_dir) if state in ("running", "killed") else None,
         "champion": champion,
         "search": _score(store, champion),
@@ -193,9 +198,9 @@ def run_status(run_dir: Path) -> Json:
         "few_shot_search": next((_plain(row) for row in store.all("evals") if _is_few_shot(row)), None),
         "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
         "looks": looks_of(record),
-        "decided_by": dict(Counter(event["decided_by"] for event in events if event["kind"] == "decided")),
-        "budget_left_percent": observed[-1]["budget_left_percent"] if observed else None,
-        "spent_s": _spent_s(events, state),
+        "decided_by": dict(facts.decided_by),
+        "budget_left_percent": facts.budget_left_percent,
+        "spent_s": _spent_s(facts, state),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
         "error": report["error"] if report and state == "failed" else None,
@@ -216,18 +221,17 @@ def _is_few_shot(record: Json) -> bool:
     return bool(record["model"] == BASE and record["split"] == "search" and record["shots"] > 0)
 
 
-def _spent_s(events: list[Event], state: str) -> float:
+def _resumed_since(facts: TraceFacts) -> bool:
+    return facts.num_resumed > 0 and not facts.ended
+
+
+def _spent_s(facts: TraceFacts, state: str) -> float:
     """Return the wall seconds of the run; for a live one up to now."""
-    if not events:
+    if facts.last_ts is None:
         return 0.0
-    last = events[-1]
-    since = (datetime.now(UTC) - datetime.fromisoformat(last["ts"])).total_seconds() if state == "running" else 0.0
-    return round(max((event["spent_s"] for event in events), default=0.0) + max(0.0, since), 1)
-
-
-def _tool_under_way(events: list[Event]) -> str | None:
-    tools = [event for event in events if event["kind"] in ("tool_started", "tool_finished", "tool_failed")]
-    return tools[-1]["tool"] if tools and tools[-1]["kind"] == "tool_started" else None
+    last = datetime.fromisoformat(facts.last_ts)
+    since = (datetime.now(UTC) - last).total_seconds() if state == "running" else 0.0
+    return round(facts.spent_s + max(0.0, since), 1)
 
 
 def job_under_way(run_dir: Path) -> Json | None:
@@ -293,12 +297,12 @@ def _next_text(status: Json) -> str:
     return f"run_agent.py trace show {run}" if status["champion"] == BASE else f"run_agent.py export {run} DIR"
 
 
-def list_runs(runs_dir: Path) -> list[Json]:
+def list_runs(runs_dir: Path, status_of: Callable[[Path], Json] = run_status) -> list[Json]:
     """Return the status of each run, newest first; a run that cannot be read has state "damaged" and an error."""
     rows = []
     for path in run_folders(runs_dir):
         try:
-            rows.append(run_status(path))
+            rows.append(status_of(path))
         except (ValueError, KeyError, TypeError) as error:  # one damaged folder does not hide the others
             rows.append({"run": path.name, "state": "damaged", "error": f"{type(error).__name__}: {error}"})
     return rows

@@ -51,8 +51,12 @@ class RunStore:
         if not root.exists():
             return []
         paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
-        records = [read_json(_no_link(path)) for path in paths if path.exists()]
+        records = [self._manifest(path) for path in paths if path.exists()]
         return sorted(records, key=lambda record: record["order"])
+
+    def _manifest(self, path: Path) -> Record:
+        record: Record = read_json(_no_link(path))
+        return record
 
     def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
         """Return the rows of one of an artifact's JSONL files."""
