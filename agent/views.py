@@ -5,7 +5,9 @@ Reads files only and prints nothing, so that it is quick and works beside a live
 
 import difflib
 import fcntl
+import heapq
 import itertools
+import os
 import re
 import shutil
 import textwrap
@@ -26,6 +28,8 @@ from memory.store import BASE, RunStore
 Json = dict[str, Any]
 FIGURE = ("score", "ci95", "n", "scorer_note")
 """What a shown score consists of; "scorer_note" is there where a judge gave it."""
+NEWEST_JOBS = 20
+"""Job folders written to last, in which the one under way is looked for: a long run has tens of thousands."""
 RESUMABLE = ("killed", "stopped", "failed")
 """States (see `run_state`) from which `resume` goes on."""
 
@@ -236,15 +240,22 @@ def _spent_s(facts: TraceFacts, state: str) -> float:
 
 def job_under_way(run_dir: Path) -> Json | None:
     """Return {"function", "done", "total", "metrics"} of the newest job that was begun and has no result, or None."""
-    paths = [path for path in (run_dir / "jobs").glob("*/status.json") if not (path.parent / "result.json").exists()]
-    running = [path.parent for path in paths if read_json(path)["state"] == "running"]
-    if not running:
+    folders = [Path(entry.path) for entry in _newest(run_dir / "jobs", NEWEST_JOBS)]
+    begun = [path for path in folders if (path / "status.json").exists() and not (path / "result.json").exists()]
+    folder = next((path for path in begun if read_json(path / "status.json")["state"] == "running"), None)
+    if folder is None:
         return None
-    folder = max(running, key=lambda path: max(file.stat().st_mtime for file in path.glob("[ps]*.json")))
     function = read_json(folder / "spec.json")["function"].rpartition(":")[2]
-    begun = {"done": 0, "total": 0, "metrics": {}}
+    nothing = {"done": 0, "total": 0, "metrics": {}}
     path = folder / "progress.json"
-    return {"function": function} | (read_json(path) if path.exists() else begun)
+    return {"function": function} | (read_json(path) if path.exists() else nothing)
+
+
+def _newest(folder: Path, count: int) -> list[os.DirEntry[str]]:
+    """Return the entries that were written to last, the newest first."""
+    if not folder.is_dir():
+        return []
+    return heapq.nlargest(count, os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
 
 
 def status_text(status: Json) -> str:

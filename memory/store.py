@@ -50,13 +50,12 @@ class RunStore:
         root = self.run_dir / kind
         if not root.exists():
             return []
-        paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
-        records = [self._manifest(path) for path in paths if path.exists()]
-        return sorted(records, key=lambda record: record["order"])
+        found = [self._manifest(kind, entry.path) for entry in os.scandir(root)]
+        return sorted((record for record in found if record is not None), key=lambda record: record["order"])
 
-    def _manifest(self, path: Path) -> Record:
-        record: Record = read_json(_no_link(path))
-        return record
+    def _manifest(self, kind: str, folder: str) -> Record | None:
+        path = Path(folder) / _MANIFEST[kind]
+        return read_json(_no_link(path)) if path.exists() else None
 
     def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
         """Return the rows of one of an artifact's JSONL files."""

@@ -222,7 +222,7 @@ def test_a_decision_shows_its_evidence(server: Server, run: Path) -> None:
         "Invalid before: tool &#39;dance&#39; is not legal now",
         "why not why not",
         "Cost: 12.5 s wall, 20.0 s cpu, 4200 tokens",
-        "accepted : ACCEPTED: 76 fixed, 3 broken of n=400 gate items",
+        "accepted : 76 fixed, 3 broken of n=400 gate items",
         "drift yes 0.2 1 52 nats from the base model",
         "What the planner was shown",
         "Legal actions: evaluate_model, finish_run",

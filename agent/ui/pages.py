@@ -32,7 +32,7 @@ from tools.contract import Json
 
 HERE = Path(__file__).parent
 PER_PAGE = 25
-NEWEST = 5
+NEWEST = 3
 """Decisions on the page of a run; all of them have pages of their own."""
 MOST_ROWS = 200
 """Lines of a comparison; `trace diff` gives all."""
