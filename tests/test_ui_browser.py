@@ -108,6 +108,7 @@ def test_a_live_run_is_shown_as_it_goes(server: Server, run: Path, page: Any) ->
         page.locator("#overview").get_by_role("link", name="Step 3").wait_for()
         assert "step 3, result: dataset" in page.locator("[role=status].hidden").inner_text()
         assert page.evaluate("document.body.dataset.same") == "yes", "the page was not loaded again"
+        assert page.locator(".chart canvas").count() == 1, "the chart is kept, and drawn once"
         assert details.get_attribute("open") is not None, "what was opened stays open"
         assert page.locator("h1 .state").inner_text() == "running"
     page.locator("h1 .state.killed").wait_for()
