@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -47,8 +48,13 @@ _ID = re.compile(r"\b([0-9a-f]{16})\b")
 
 
 def application(runs_dir: Path, token: str, cookie: str) -> Starlette:
-    """Return the web application about the runs of a folder, for who holds the token."""
-    pages = Pages(Runs(runs_dir))
+    """Return the web application about the runs of a folder, for who holds the token.
+
+    The runs are read meanwhile: a long one is known before somebody has clicked on it.
+    """
+    runs = Runs(runs_dir)
+    threading.Thread(target=runs.all, daemon=True).start()
+    pages = Pages(runs)
     routes = [
         Route("/", pages.runs_page),
         Route("/compare", pages.compare),
