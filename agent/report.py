@@ -1,13 +1,14 @@
 """One HTML page about a run: what came out, how it got there, every verdict, cost, dataset and decision.
 
 Writes <run>/report.html, or the file of --out. Reads files only, so it works on a finished, a live and a killed run.
-Here the files become plain values; report.html.jinja says how they look. The page needs nothing but itself, and what
-a model wrote is escaped in it.
+Here the files become plain values; report.html.jinja says how they look, with what it shares with the pages of `ui`:
+parts.html.jinja and report.css. The page needs nothing but itself, and what a model wrote is escaped in it.
 """
 
 import json
 from argparse import Namespace
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 from agent import trace_view, views
 from agent.commands import Outcome, printable
 from agent.metering import WORK
-from agent.sealing import looks_of, looks_text
+from agent.sealing import looks_text
 from agent.statistics import ALPHA
 from agent.trace import Event, read_events
+from agent.trace_facts import TraceFacts, facts_of
 from memory.records import read_json, write_text
 from memory.store import BASE, RunStore
 from tools.contract import Json
 
+HERE = Path(__file__).parent
 TEMPLATE = "report.html.jinja"
 ARMS = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "champion": "champion"}
 UNITS = (("hours", 3600, 3), ("minutes", 60, 3), ("seconds", 1, 0))
@@ -45,20 +48,29 @@ def report(args: Namespace) -> Outcome:
 
 def page(run_dir: Path) -> str:
     """Return the page as HTML. Raises ValueError for a folder that is no run or is damaged."""
+    return environment([HERE]).get_template(TEMPLATE).render(page_values(run_dir))
+
+
+def environment(folders: list[Path]) -> Any:
+    """Return the Jinja environment for templates in these folders: everything is escaped, nothing is left undefined.
+
+    The global `link` says where the name of a model or dataset leads: here to its place on the page.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # 50 ms that the other commands need not wait
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    made = Environment(
+        loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = views.score_text
-    environment.filters["thousands"] = lambda number: None if number is None else f"{number:,}"
-    environment.filters["short"] = lambda number: f"{number:.2g}" if isinstance(number, float) else number
-    return environment.get_template(TEMPLATE).render(page_values(run_dir))
+    made.filters["score"] = views.score_text
+    made.filters["thousands"] = lambda number: None if number is None else f"{number:,}"
+    made.filters["short"] = lambda number: f"{number:.2g}" if isinstance(number, float) else number
+    made.globals["link"] = lambda kind, name: f"#{kind}-{name}"
+    return made
 
 
 def _shown(value: Any) -> Any:
@@ -69,31 +81,46 @@ def _shown(value: Any) -> Any:
 
 def page_values(run_dir: Path) -> Json:
     """Return everything the page shows, as plain values; None where something does not exist (yet)."""
-    status, store, events = views.run_status(run_dir), RunStore(run_dir), list(read_events(run_dir))
-    final_path = run_dir / "referee" / "final.json"  # written when the split is opened, before the run has ended
-    final = read_json(final_path) if final_path.exists() else status["final"]
-    candidates = _candidates(run_dir, store)
-    kinds = Counter(event["kind"] for event in events)
+    facts, store = facts_of(run_dir), RunStore(run_dir)
+    status = views.run_status(run_dir, facts, store)
+    values = overview(run_dir, status, facts, store) | details(run_dir, status, store)
+    return values | {"decisions": decisions(read_events(run_dir))}
+
+
+def overview(run_dir: Path, status: Json, facts: TraceFacts, store: RunStore) -> Json:
+    """Return what came out so far: result, learning curve, candidates with their verdicts, looks."""
+    final, candidates = _final(run_dir, status), _candidates(run_dir, store)
     return {
         "status": status,
         "budget": views.budget_text(status["config"]),
         "identity": (store.score(BASE) or {}).get("identity", {}),
-        "as_of": events[-1]["ts"] if events else status["created"],
-        "num_resumed": kinds["run_resumed"],
+        "as_of": facts.last_ts or status["created"],
+        "num_resumed": facts.num_resumed,
         "arms": ARMS,
         "final": final,
         "alpha": ALPHA,
         "candidates": candidates,
-        "looks": looks_text(looks_of(views.open_run(run_dir))),
-        "curve": _curve(store, events, candidates, final),
+        "looks": looks_text(status["looks"]),
+        "curve": _curve(store, facts, candidates, final),
+        "decided_by": views.count_text(status["decided_by"]),
+    }
+
+
+def details(run_dir: Path, status: Json, store: RunStore) -> Json:
+    """Return what it took: costs, datasets, diagnosis. Reads every job and training row."""
+    return {
         "costs": _costs(run_dir, status),
         "training_sets": _training_sets(store),
         "sample_sets": [dataset for dataset in store.all("data") if dataset["kind"] == "samples"],
-        "diagnoses": [_final_diagnosis(final), _search_diagnosis(store, status["champion"])],
+        "diagnoses": [_final_diagnosis(_final(run_dir, status)), _search_diagnosis(store, status["champion"])],
         "scorer_errors": (views.read_report(run_dir) or {}).get("scorer_errors", 0),
-        "decided_by": views.count_text(status["decided_by"]),
-        "decisions": _decisions(events),
     }
+
+
+def _final(run_dir: Path, status: Json) -> Json | None:
+    path = run_dir / "referee" / "final.json"  # written when the split is opened, before the run has ended
+    final: Json | None = read_json(path) if path.exists() else status["final"]
+    return final
 
 
 def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
@@ -123,14 +150,13 @@ def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
     return rows
 
 
-def _curve(store: RunStore, events: list[Event], candidates: list[Json], final: Json | None) -> Json | None:
+def _curve(store: RunStore, facts: TraceFacts, candidates: list[Json], final: Json | None) -> Json | None:
     """Return the scores over time with their places in the picture, or None while nothing was measured.
 
     A model without an event of its verdict (killed in between) stands at the time of the last event.
     """
-    latest_s = max((event["spent_s"] for event in events), default=0.0)
-    begun_s = next((event["spent_s"] for event in events if event["kind"] == "observed"), latest_s)
-    judged_s = {event["candidate"]: event["spent_s"] for event in reversed(events) if event["kind"] == "judged"}
+    latest_s = facts.spent_s
+    begun_s = latest_s if facts.began_s is None else facts.began_s
     points: list[Json] = []
     for record in store.all("evals"):
         if record["split"] == "search" and record["model"] == BASE:
@@ -138,7 +164,7 @@ def _curve(store: RunStore, events: list[Event], candidates: list[Json], final: 
             points.append(point | {"label": "", "at_s": begun_s, "record": record})
     for candidate in candidates:
         if candidate["after"] is not None:
-            number, at_s = candidate["number"], judged_s.get(candidate["id"], latest_s)
+            number, at_s = candidate["number"], facts.judged_s.get(candidate["id"], latest_s)
             point = {"kind": candidate["verdict"], "name": f"candidate {number}, {candidate['verdict']}"}
             points.append(point | {"label": str(number), "at_s": at_s, "record": candidate["after"]})
     if final is not None:
@@ -272,24 +298,24 @@ def _diagnosis(split: str, arms: dict[str, Json | None], num_items: int) -> Json
     }
 
 
-def _decisions(events: list[Event]) -> list[Json]:
+def decisions(events: Iterable[Event]) -> list[Json]:
     """Return the decisions in order, each with what came of it; one repeated after a kill stands there twice."""
-    decisions: list[Json] = []
+    rows: list[Json] = []
     seen: Event | None = None
     for event in events:
         match event["kind"]:
             case "observed":
                 seen = event
             case "decided":
-                decisions.append(_decision(event, seen))
-            case "tool_finished" if decisions:
+                rows.append(_decision(event, seen))
+            case "tool_finished" if rows:
                 result = {"result": trace_view.result_text(event["result"]), "refused": None}
-                decisions[-1] |= result | {"cost": trace_view.cost_text(event["usage"])}
-            case "tool_failed" if decisions:
-                decisions[-1] |= {"refused": event["error"], "cost": trace_view.cost_text(event["usage"])}
-            case "judged" if decisions:
-                decisions[-1]["verdict"] = views.verdict_text(event)
-    return decisions
+                rows[-1] |= result | {"cost": trace_view.cost_text(event["usage"])}
+            case "tool_failed" if rows:
+                rows[-1] |= {"refused": event["error"], "cost": trace_view.cost_text(event["usage"])}
+            case "judged" if rows:
+                rows[-1] |= {"verdict": views.verdict_text(event), "judged": event}
+    return rows
 
 
 def _decision(event: Event, seen: Event | None) -> Json:
@@ -298,6 +324,7 @@ def _decision(event: Event, seen: Event | None) -> Json:
         "at_s": event["spent_s"],
         "by": event["decided_by"],
         "logprob": event["logprob"],
+        "tool": event["action"]["tool"],
         "call": trace_view.call_text(event["action"]),
         "alternatives": event["alternatives"],
         "problems": event.get("problems", []),
@@ -308,6 +335,7 @@ def _decision(event: Event, seen: Event | None) -> Json:
         "result": None,
         "refused": None,
         "verdict": None,
+        "judged": None,
         "cost": None,
     }
 

@@ -5,11 +5,14 @@ Reads files only and prints nothing, so that it is quick and works beside a live
 
 import difflib
 import fcntl
+import heapq
 import itertools
+import os
 import re
 import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,15 @@ from agent.config import FORMAT_VERSION
 from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
 from agent.statistics import TYPICAL_CHANGE, provable_gain, wilson_interval
-from agent.trace import Event, read_events
+from agent.trace_facts import TraceFacts, facts_of
 from memory.records import read_json, read_jsonl
 from memory.store import BASE, RunStore
 
 Json = dict[str, Any]
 FIGURE = ("score", "ci95", "n", "scorer_note")
 """What a shown score consists of; "scorer_note" is there where a judge gave it."""
+NEWEST_JOBS = 20
+"""Job folders written to last, in which the one under way is looked for: a long run has tens of thousands."""
 RESUMABLE = ("killed", "stopped", "failed", "waiting")
 """States (see `run_state`) from which `resume` goes on."""
 
@@ -83,10 +88,10 @@ def is_locked(run_dir: Path, name: str = "run.lock") -> bool:
     return False
 
 
-def run_state(run_dir: Path) -> str:
+def run_state(run_dir: Path, facts: TraceFacts | None = None) -> str:
     """Return "running", "finished", "stopped" (by the user), "waiting" (for a person's approval), "failed" or "killed".
 
-    Killed is a run without a process and without an ending.
+    Killed is a run without a process and without an ending. facts: of the run's trace, None = read them when needed.
     """
     locked = is_locked(run_dir)  # first: a run that ends between the two looks has a report
     report = read_report(run_dir)
@@ -94,8 +99,7 @@ def run_state(run_dir: Path) -> str:
         return "finished"
     if locked:
         return "running"
-    kinds = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("run_stopped", "run_resumed")]
-    if report is None or kinds[-1:] == ["run_resumed"]:
+    if report is None or _resumed_since(facts or facts_of(run_dir)):
         return "killed"
     states = {StopReason.USER_STOPPED.value: "stopped", StopReason.WAITING.value: "waiting"}
     return states.get(report["stop_reason"], "failed")
@@ -176,21 +180,23 @@ def verdict_text(detail: Json) -> str:
     )
 
 
-def run_status(run_dir: Path) -> Json:
-    """Return what `status` shows; None where something does not exist (yet)."""
-    record, state = open_run(run_dir), run_state(run_dir)
-    events, store, report = list(read_events(run_dir)), RunStore(run_dir), read_report(run_dir)
+def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore | None = None) -> Json:
+    """Return what `status` shows; None where something does not exist (yet).
+
+    facts and store: of this run, where the caller has read them already.
+    """
+    record, state = open_run(run_dir), run_state(run_dir, facts)
+    facts, store, report = facts or facts_of(run_dir), store or RunStore(run_dir), read_report(run_dir)
     champion = store.champion()
     verdicts = [verdict["accepted"] for verdict in store.verdicts()]
-    observed = [event["situation"] for event in events if event["kind"] == "observed"]
     return {
         "run": run_dir.name,
         "state": state,
         "created": record.get("created"),
         "forked_from": record.get("forked_from"),
         "config": record["config"],
-        "step": max((event["step"] for event in events if event["step"] is not None), default=0),
-        "tool": _tool_under_way(events) if state in ("running", "killed") else None,
+        "step": facts.step,
+        "tool": facts.tool if state in ("running", "killed") else None,
         "job": job_under_way(run_dir) if state in ("running", "killed") else None,
         "champion": champion,
         "search": _score(store, champion),
@@ -198,9 +204,9 @@ def run_status(run_dir: Path) -> Json:
         "few_shot_search": next((_plain(row) for row in store.all("evals") if _is_few_shot(row)), None),
         "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
         "looks": looks_of(record),
-        "decided_by": dict(Counter(event["decided_by"] for event in events if event["kind"] == "decided")),
-        "budget_left_percent": observed[-1]["budget_left_percent"] if observed else None,
-        "spent_s": _spent_s(events, state),
+        "decided_by": dict(facts.decided_by),
+        "budget_left_percent": facts.budget_left_percent,
+        "spent_s": _spent_s(facts, state),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
         "question": report.get("question") if report and state == "waiting" else None,
@@ -222,31 +228,37 @@ def _is_few_shot(record: Json) -> bool:
     return bool(record["model"] == BASE and record["split"] == "search" and record["shots"] > 0)
 
 
-def _spent_s(events: list[Event], state: str) -> float:
+def _resumed_since(facts: TraceFacts) -> bool:
+    return facts.num_resumed > 0 and not facts.ended
+
+
+def _spent_s(facts: TraceFacts, state: str) -> float:
     """Return the wall seconds of the run; for a live one up to now."""
-    if not events:
+    if facts.last_ts is None:
         return 0.0
-    last = events[-1]
-    since = (datetime.now(UTC) - datetime.fromisoformat(last["ts"])).total_seconds() if state == "running" else 0.0
-    return round(max((event["spent_s"] for event in events), default=0.0) + max(0.0, since), 1)
-
-
-def _tool_under_way(events: list[Event]) -> str | None:
-    tools = [event for event in events if event["kind"] in ("tool_started", "tool_finished", "tool_failed")]
-    return tools[-1]["tool"] if tools and tools[-1]["kind"] == "tool_started" else None
+    last = datetime.fromisoformat(facts.last_ts)
+    since = (datetime.now(UTC) - last).total_seconds() if state == "running" else 0.0
+    return round(facts.spent_s + max(0.0, since), 1)
 
 
 def job_under_way(run_dir: Path) -> Json | None:
     """Return {"function", "done", "total", "metrics"} of the newest job that was begun and has no result, or None."""
-    paths = [path for path in (run_dir / "jobs").glob("*/status.json") if not (path.parent / "result.json").exists()]
-    running = [path.parent for path in paths if read_json(path)["state"] == "running"]
-    if not running:
+    folders = [Path(entry.path) for entry in _newest(run_dir / "jobs", NEWEST_JOBS)]
+    begun = [path for path in folders if (path / "status.json").exists() and not (path / "result.json").exists()]
+    folder = next((path for path in begun if read_json(path / "status.json")["state"] == "running"), None)
+    if folder is None:
         return None
-    folder = max(running, key=lambda path: max(file.stat().st_mtime for file in path.glob("[ps]*.json")))
     function = read_json(folder / "spec.json")["function"].rpartition(":")[2]
-    begun = {"done": 0, "total": 0, "metrics": {}}
+    nothing = {"done": 0, "total": 0, "metrics": {}}
     path = folder / "progress.json"
-    return {"function": function} | (read_json(path) if path.exists() else begun)
+    return {"function": function} | (read_json(path) if path.exists() else nothing)
+
+
+def _newest(folder: Path, count: int) -> list[os.DirEntry[str]]:
+    """Return the entries that were written to last, the newest first."""
+    if not folder.is_dir():
+        return []
+    return heapq.nlargest(count, os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
 
 
 def status_text(status: Json) -> str:
@@ -305,12 +317,12 @@ def _next_text(status: Json) -> str:
     return f"run_agent.py trace show {run}" if status["champion"] == BASE else f"run_agent.py export {run} DIR"
 
 
-def list_runs(runs_dir: Path) -> list[Json]:
+def list_runs(runs_dir: Path, status_of: Callable[[Path], Json] = run_status) -> list[Json]:
     """Return the status of each run, newest first; a run that cannot be read has state "damaged" and an error."""
     rows = []
     for path in run_folders(runs_dir):
         try:
-            rows.append(run_status(path))
+            rows.append(status_of(path))
         except (ValueError, KeyError, TypeError) as error:  # one damaged folder does not hide the others
             rows.append({"run": path.name, "state": "damaged", "error": f"{type(error).__name__}: {error}"})
     return rows

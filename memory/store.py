@@ -58,9 +58,12 @@ class RunStore:
         root = self.run_dir / kind
         if not root.exists():
             return []
-        paths = [Path(entry.path) / _MANIFEST[kind] for entry in os.scandir(root)]
-        records = [read_json(_no_link(path)) for path in paths if path.exists()]
-        return sorted(records, key=lambda record: record["order"])
+        found = [self._manifest(kind, entry.path) for entry in os.scandir(root)]
+        return sorted((record for record in found if record is not None), key=lambda record: record["order"])
+
+    def _manifest(self, kind: str, folder: str) -> Record | None:
+        path = Path(folder) / _MANIFEST[kind]
+        return read_json(_no_link(path)) if path.exists() else None
 
     def unreadable(self) -> dict[Path, str]:
         """Return the manifests in the folders that tools write to and that no step could read, with what each lacks."""

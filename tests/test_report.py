@@ -230,7 +230,7 @@ def test_costs_are_those_of_the_report(run_dir: Path) -> None:
     assert "generation 90.4 75.3 % 1 5,000 bookkeeping and idle 29.6 24.7 % – –" in shown.text  # noqa: RUF001
     assert "120.0 s of wall time, 98,765 tokens" in shown.text and "overhead 24.7 %" in shown.text
     assert "peak memory 5.09 GiB" in shown.text
-    assert [bar["style"] for bar in shown.find("span", class_="bar")] == ["width:75.3%", "width:24.7%"]
+    assert [bar["width"] for bar in shown.find("rect", height="1") if "y" not in bar] == ["75.3", "24.7"]
 
 
 def test_datasets_with_rejections_sources_and_quarantine(run_dir: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_situation_is_shown_in_the_planners_words(run_dir: Path) -> None:
     situation = {
         "champion": "base", "score": score, "few_shot_score": None, "weakest": None, "errors": None, "verdicts": [],
         "unused_right_answers": 178, "waiting_dataset": None, "waiting_candidate": False, "last_sampling": None,
-        "last_change": None, "tokens_per_point": None,
+        "last_change": None, "tokens_per_point": None, "error_example": None,
         "budget_left_percent": 93, "last_action": None, "lessons": ["keep it short"],
     }  # fmt: skip
     trace = Trace(run_dir)
