@@ -55,7 +55,7 @@ def ask(question: Json, services: Services) -> Json | None:
     if not sys.stdin.isatty():
         return None
     with services.budget.paused(), _leaving_at_once():
-        while True:
+        while not services.stop_requested:
             try:
                 word, _, rest = services.console.ask(PROMPT).strip().partition(" ")
             except (EOFError, KeyboardInterrupt):
@@ -64,6 +64,7 @@ def ask(question: Json, services: Services) -> Json | None:
                 return _understood(word.lower(), rest, question)
             except ValueError as problem:
                 services.console.say(f"  {problem}")
+        return None
 
 
 def make_answer(question: Json, edit: str | None = None, reject: str | None = None) -> Json:

@@ -73,7 +73,9 @@ def make_fork(parent: Path, step: int, planner: str | None = None, forced: Force
     if is_locked(parent):
         raise ValueError(f"a process works on run {parent.name}; wait for its end or stop it, then fork it")
     config = record["config"] | ({} if planner is None else {"planner": planner})
-    config = from_anywhere(from_mapping(config), config["task"]).to_json()
+    # The data was read when the run began, from files that need not be there any more.
+    brought = config.get("data", [])
+    config = from_anywhere(from_mapping(config | {"data": []}), config["task"]).to_json() | {"data": brought}
     make_planner(config["planner"], 0, None, lambda: None, "")  # type: ignore[arg-type]  # a missing file or key
     events = _events_until(parent, step)
     own = {"config": config, "fingerprint": job_fingerprint(record), "forked_from": {"run": parent.name, "step": step}}
@@ -114,7 +116,7 @@ def _share_what_was_there(parent: Path, run_dir: Path, step: int, moment: float)
     def was_there(path: Path) -> bool:
         return path.exists() and path.stat().st_mtime <= moment
 
-    for path in sorted((parent / "calls").glob("*")):
+    for path in sorted((parent / "calls").glob("[0-9]*")):
         earlier = int(path.name[:4]) < step
         if path.suffix == ".json" and was_there(path) is not earlier:
             raise ValueError(

@@ -192,7 +192,7 @@ def _plateau(services: Services) -> str | None:
     if len(newest) == REJECTIONS_LIMIT and not any(newest):
         return f"the last {REJECTIONS_LIMIT} candidates were rejected"
     left = services.budget.tokens_left()
-    if left is None:
+    if left is None or services.config.planner.startswith("replay:"):  # a replay has no budget of its own
         return None
     looks = [services.referee.verdict_detail(verdict["model"])["looks"][-1] for verdict in verdicts]
     return plateau_sign(looks, services.budget.used.tokens, left)

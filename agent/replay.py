@@ -24,6 +24,7 @@ from agent.trace import read_events
 from agent.trace_diff import Step, different, steps_of
 from agent.views import open_run, read_report, run_state
 from memory.records import read_json
+from memory.store import RunStore
 from tools.contract import Json
 from tools.engines.models import resolve_model
 from tools.tasks import load_task
@@ -33,7 +34,7 @@ LEFT_OUT = ("budget_left_percent", "tokens_per_point", "last_action", "menu")
 """Of the situation: what depends on the time and on the planner's tokens, or says again what the outcome says."""
 COMPARED = ("accepted", "rejected", "champion", "final", "error")
 """Of the report."""
-TRACE_ENDS = (StopReason.BUDGET.value, StopReason.NO_ACTION.value)
+TRACE_ENDS = (StopReason.BUDGET.value, StopReason.NO_ACTION.value, StopReason.PLATEAU.value)
 """A replay has no such limit of its own: it stops where the trace does."""
 
 
@@ -53,6 +54,9 @@ def replay(source: Path, console: Console, recompute: bool = False) -> Json:
         for name in () if recompute else ("identity.json", "judge.json"):
             if (source / "referee" / name).exists():
                 link(source / "referee" / name, run_dir / "referee" / name)
+        for dataset in RunStore(source).all("data"):
+            if dataset["kind"] == "source":  # brought by the user: no job makes it
+                link(source / "data" / dataset["id"], run_dir / "data" / dataset["id"])
         hashes = take_hashes(run_dir, task, resolve_model(config.model, Path(config.models_dir)), config.system_prompt)
         new_record["identity"] = record["identity"] | {"hashes": hashes}
         observed = (event["situation"] for event in read_events(source) if event["kind"] == "observed")

@@ -20,6 +20,9 @@ class TraceFacts:
     tool: str | None = None
     """The tool under way: started and neither finished nor refused."""
     decided_by: Counter[str] = field(default_factory=Counter)
+    """Steps by who decided them last."""
+    last_decided: tuple[int, str] | None = None
+    """Step and decider of the newest decision."""
     budget_left_percent: int | None = None
     """As the newest step began; None before the first."""
     spent_s: float = 0.0
@@ -46,6 +49,10 @@ class TraceFacts:
                 self.budget_left_percent = event["situation"]["budget_left_percent"]
                 self.began_s = event["spent_s"] if self.began_s is None else self.began_s
             case "decided":
+                if self.last_decided is not None and self.last_decided[0] == event["step"]:
+                    self.decided_by[self.last_decided[1]] -= 1  # a person edited it, or a kill repeated it
+                    self.decided_by += Counter()  # drops zeros
+                self.last_decided = event["step"], event["decided_by"]
                 self.decided_by[event["decided_by"]] += 1
             case "tool_started":
                 self.tool = event["tool"]

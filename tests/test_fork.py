@@ -269,6 +269,8 @@ def test_a_replay_that_computes_afresh_comes_to_the_same(family: Path) -> None:
 def test_a_run_under_way_is_not_replayed(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = read_json(family / "report.json")
     write_json(family / "report.json", report | {"stop_reason": "user_stopped"})
-    append_jsonl(family / "events.jsonl", [{"seq": 999, "kind": "run_stopped", "step": None, "spent_s": 0.0}])
+    append_jsonl(
+        family / "events.jsonl", [{"seq": 999, "ts": "2026-01-02", "kind": "run_stopped", "step": None, "spent_s": 0.0}]
+    )
     assert main(["replay", family.name, "--runs-dir", str(family.parent)]) == 2
     assert "only a run that has ended can be replayed" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Stop a live run from its page, as `run_agent.py stop` does: the step is finished first."""
 
 import signal
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from agent.stopping import agent_of
 
@@ -11,4 +14,5 @@ def stop(run_dir: Path) -> None:
     agent = agent_of(run_dir)
     if agent is None:
         raise ValueError(f"no process is found that works on run {run_dir.name}; press Ctrl-C where it was started")
-    agent.send_signal(signal.SIGTERM)
+    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+        agent.send_signal(signal.SIGTERM)

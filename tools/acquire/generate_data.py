@@ -143,7 +143,7 @@ def sample_items(job: Job, **args: Any) -> Json:
 def _summary(manifest: Json) -> Json:
     shown = ("num_items", "num_items_right", "num_samples", "num_right", "num_unscored", "num_dropped_overlap")
     return {"dataset": manifest["id"], "pass_rate": round(manifest["pass_rate"], 4)} | {
-        key: manifest[key] for key in shown
+        key: manifest.get(key, 0) for key in shown
     }
 
 

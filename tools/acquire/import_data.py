@@ -48,8 +48,9 @@ def import_data(run: ToolRun, source: str) -> Json:
     Use it once for each source, before curating. Rows that the scorer can check and finds wrong are dropped. Returns
     how many rows may be trained on, how many were checked, and how many were wrong.
     """
-    if source not in waiting_sources(run.context.store):
-        raise ToolError(f"there is no source {source!r} that waits; choose another action")
+    about = run.context.store.get("data", source)  # a call that was killed after its job is repeated: it may be done
+    if about is None or about["kind"] != "source":
+        raise ToolError(f"there is no source {source!r}; choose another action")
     summary, _ = run.context.jobs.run(
         "tools.acquire.import_data:check_rows", {"source": source, "seed": run.context.seed}
     )

@@ -43,8 +43,8 @@ def prefer_answers(
     rehearses a little of the old data. Returns the number of pairs, the loss and the time.
     """
     store = run.context.store
-    if not store.untrained_datasets():
-        raise ToolError("no frozen dataset waits; call curate_data first")
+    if not any(dataset["kind"] == "train" for dataset in store.all("data")):
+        raise ToolError("there is no frozen dataset; call curate_data first")
     parent = latest_model(store)
     if parent == BASE:
         raise ToolError("there is no trained model to go on from; call finetune_model first")
