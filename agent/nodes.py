@@ -167,7 +167,7 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
     score = store.score(store.champion())
     if services.config.goal is not None and score is not None and score["score"] >= services.config.goal:
         return StopReason.GOAL
-    samplings = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
+    samplings = store.datasets("samples")
     if len(samplings) >= 2 and not any(dataset["num_right"] for dataset in samplings):
         return StopReason.NOTHING_VERIFIABLE
     pending = store.candidate() is not None or store.untrained_datasets()

@@ -54,9 +54,8 @@ def replay(source: Path, console: Console, recompute: bool = False) -> Json:
         for name in () if recompute else ("identity.json", "judge.json"):
             if (source / "referee" / name).exists():
                 link(source / "referee" / name, run_dir / "referee" / name)
-        for dataset in RunStore(source).all("data"):
-            if dataset["kind"] == "source":  # brought by the user: no job makes it
-                link(source / "data" / dataset["id"], run_dir / "data" / dataset["id"])
+        for dataset in RunStore(source).datasets("source"):  # brought by the user: no job makes them
+            link(source / "data" / dataset["id"], run_dir / "data" / dataset["id"])
         hashes = take_hashes(run_dir, task, resolve_model(config.model, Path(config.models_dir)), config.system_prompt)
         new_record["identity"] = record["identity"] | {"hashes": hashes}
         observed = (event["situation"] for event in read_events(source) if event["kind"] == "observed")

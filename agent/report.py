@@ -111,7 +111,7 @@ def details(run_dir: Path, status: Json, store: RunStore) -> Json:
     return {
         "costs": _costs(run_dir, status),
         "training_sets": _training_sets(store),
-        "sample_sets": [dataset for dataset in store.all("data") if dataset["kind"] == "samples"],
+        "sample_sets": store.datasets("samples"),
         "diagnoses": [_final_diagnosis(_final(run_dir, status)), _search_diagnosis(store, status["champion"])],
         "scorer_errors": (views.read_report(run_dir) or {}).get("scorer_errors", 0),
     }

@@ -369,7 +369,7 @@ def _report(
 
 def _num_unscored(store: RunStore) -> int:
     """Return on how many samples the scorer failed."""
-    return sum(dataset.get("num_unscored", 0) for dataset in store.all("data") if dataset["kind"] == "samples")
+    return sum(dataset.get("num_unscored", 0) for dataset in store.datasets("samples"))
 
 
 def _peak_rss_gib(pids: list[int | None]) -> float:

@@ -120,11 +120,14 @@ class RunStore:
         """Return the ids of the datasets that made a model what it is, oldest first."""
         return list(dict.fromkeys(name for model in self.lineage(model_id) for name in model["datasets"]))
 
+    def datasets(self, kind: str) -> list[Record]:
+        """Return the datasets of a kind ("samples", "train", "imported", ...), oldest first."""
+        return [dataset for dataset in self.all("data") if dataset["kind"] == kind]
+
     def untrained_datasets(self) -> list[Record]:
         """Return the frozen datasets on which no model was trained yet, newest first."""
         used = {model["dataset"] for model in self.all("models")}
-        frozen = [dataset for dataset in self.all("data") if dataset["kind"] == "train" and dataset["id"] not in used]
-        return frozen[::-1]
+        return [dataset for dataset in self.datasets("train") if dataset["id"] not in used][::-1]
 
     def score(self, model_id: str, split: str = "search", shots: int = 0) -> Record | None:
         """Return the evaluation of a model on a split, or None when it was not evaluated."""

@@ -51,7 +51,7 @@ def generation_tokens(
     """Tokens of the sampling, and of the training and verdict that make it useful."""
     del prompting, temperature
     num_new = least_examples(context.store)
-    earlier = [dataset for dataset in context.store.all("data") if dataset["kind"] == "samples"]
+    earlier = context.store.datasets("samples")
     if earlier:
         # What a sample took last time, all that is shared counted once and with few for the items solved at once.
         latest = earlier[-1]
@@ -81,7 +81,7 @@ def generate_data(
     right: more find answers to harder items. Returns how many items have a right answer, and the pass rate.
     """
     store = run.context.store
-    earlier = [dataset for dataset in store.all("data") if dataset["kind"] == "samples"]
+    earlier = store.datasets("samples")
     args = {
         "model": store.champion(),
         "start": max((dataset["next_index"] for dataset in earlier), default=0),
@@ -170,7 +170,7 @@ def _fresh_items(job: Job, args: Json) -> tuple[list[Any], int, int]:
 def _seen_items(run_dir: Any) -> list[str]:
     """Return the items that have a right answer already; one without may be tried again by a better model."""
     store = RunStore(run_dir)
-    earlier = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "samples"]
+    earlier = [dataset["id"] for dataset in store.datasets("samples")]
     return [row["item_id"] for dataset in earlier for row in store.rows("data", dataset, "right.jsonl")]
 
 

@@ -24,8 +24,8 @@ STREAM_ITEMS = 4096
 
 def waiting_sources(store: RunStore) -> list[str]:
     """Return the ids of the sources that were not imported yet, in the order in which they were given."""
-    imported = {dataset["of"] for dataset in store.all("data") if dataset["kind"] == "imported"}
-    sources = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "source"]
+    imported = {dataset["of"] for dataset in store.datasets("imported")}
+    sources = [dataset["id"] for dataset in store.datasets("source")]
     return [name for name in sources if name not in imported]
 
 

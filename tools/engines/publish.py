@@ -72,7 +72,7 @@ def refill_memory(job: Job) -> Json:
     """Delete the vector memory and put the examples of all frozen datasets into a new one, as curate_data did."""
     shutil.rmtree(job.run_dir / "memory", ignore_errors=True)
     store = RunStore(job.run_dir)
-    frozen = [dataset["id"] for dataset in store.all("data") if dataset["kind"] == "train"]
+    frozen = [dataset["id"] for dataset in store.datasets("train")]
     rows = {row["id"]: row for name in frozen for row in store.rows("data", name, "train.jsonl")}
     if rows:
         memory = job.resident.memory

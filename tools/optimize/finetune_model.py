@@ -46,7 +46,7 @@ def latest_model(store: RunStore) -> str:
 
 def training_sets(store: RunStore, start_from: str) -> list[str]:
     """Return the datasets to train on: the new one, and from the base also all that made the champion what it is."""
-    frozen = [dataset for dataset in store.all("data") if dataset["kind"] == "train"]
+    frozen = store.datasets("train")
     # Killed after the training and before its result was written, a call runs again when no dataset waits any more.
     newest = (store.untrained_datasets() or frozen[::-1])[0]["id"]
     return [newest] if start_from == "latest" else [*store.trained_on(store.champion()), newest]
@@ -54,7 +54,7 @@ def training_sets(store: RunStore, start_from: str) -> list[str]:
 
 def num_training_examples(store: RunStore, start_from: str) -> int:
     """Return how many examples training from there reads, rehearsed ones included."""
-    sizes = {dataset["id"]: dataset["num_examples"] for dataset in store.all("data") if dataset["kind"] == "train"}
+    sizes = {dataset["id"]: dataset["num_examples"] for dataset in store.datasets("train")}
     num_new = sum(sizes[name] for name in training_sets(store, start_from))
     return int(num_new * (1 + REHEARSAL_SHARE)) if start_from == "latest" else num_new
 

@@ -43,7 +43,7 @@ def prefer_answers(
     rehearses a little of the old data. Returns the number of pairs, the loss and the time.
     """
     store = run.context.store
-    if not any(dataset["kind"] == "train" for dataset in store.all("data")):
+    if not store.datasets("train"):
         raise ToolError("there is no frozen dataset; call curate_data first")
     parent = latest_model(store)
     if parent == BASE:
