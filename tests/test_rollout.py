@@ -1,6 +1,7 @@
 """The engine: its tokens and probabilities against plain transformers, and what it switches, counts and refuses."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tools.engines.base import Message, Sampling, build_messages
-from tools.engines.rollout import grow_prefix, sample_branches
+from tools.engines.rollout import _attend, _attend_plainly, grow_prefix, sample_branches
 from tools.engines.transformers_engine import TransformersEngine, choose_dtype, shared_prefix_length
 
 QUESTIONS = ["ab", "a", "what is this long one?", "abc", "x" * 40]
@@ -82,6 +83,25 @@ def test_greedy_tokens_equal_those_of_transformers(
     prompts = [engine.encode(chat) for chat in chats(*QUESTIONS, shots=shots)]
     num_shared = shared_prefix_length(prompts) if share else 0
     tokens, _ = branches(engine.base, prompts, num_shared, max_new_tokens=12)
+    assert [samples[0] for samples in tokens] == [plain_greedy(plain, prompt, 12) for prompt in prompts]
+
+
+@pytest.fixture
+def memory_full_of_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # new memory then holds NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("memory_full_of_nan")
+@pytest.mark.parametrize("attend", [_attend, _attend_plainly])
+def test_nothing_is_read_from_memory_that_nobody_wrote(
+    engine: TransformersEngine, plain: PreTrainedModel, attend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.engines.rollout._attend", attend)
+    monkeypatch.setattr("tools.engines.rollout.TOKENS_PER_FORWARD", 64)  # rows of many lengths, prefilled in parts
+    prompts = [engine.encode(chat) for chat in chats(*QUESTIONS, shots=1)]
+    tokens, _ = branches(engine.base, prompts, shared_prefix_length(prompts), max_new_tokens=12)
     assert [samples[0] for samples in tokens] == [plain_greedy(plain, prompt, 12) for prompt in prompts]
 
 

@@ -50,7 +50,7 @@ class KeyValueTree:
             self.layers.append((key.new_empty(shape), value.new_empty(shape)))
         start, end = self.first + self.length, self.first + self.length + key.shape[2]
         keys, values = (stored[self.rows] for stored in self.layers[layer])
-        values[:, :, : self.first] = 0  # nobody attends to padding, but zero times what memory held may be NaN
+        keys[:, :, : self.first] = values[:, :, : self.first] = 0  # hidden, but what memory held may be NaN
         keys[:, :, start:end] = key
         values[:, :, start:end] = value
         return keys[:, :, self.first : end], values[:, :, self.first : end]
@@ -81,27 +81,45 @@ def tree_attention(
     tree: KeyValueTree,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend over the shared prefix (seen by all) and the row's own tokens (mask (B, 1, Q, L), True = visible)."""
+    """Attend over the shared prefix (seen by all) and the row's own tokens (mask (B, 1, Q, L), True = visible).
+
+    Each part is attended to by itself, the prefix by all rows as one; the parts are then weighed by their sums of
+    exponentials (arXiv 2402.05099).
+    """
     num_rows, num_query_heads, num_queries, width = query.shape
     heads = key.shape[1]
     groups = num_query_heads // heads
-    query = (query * scaling).reshape(num_rows, heads, groups * num_queries, width)
-    scores = query @ key.transpose(2, 3)
-    visible = attention_mask.unsqueeze(2)
-    scores = scores.view(num_rows, heads, groups, num_queries, -1).masked_fill_(~visible, -math.inf).flatten(2, 3)
+    query = query.reshape(num_rows, heads, groups * num_queries, width)
+    hidden = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, -math.inf)
+    output, log_sum = _attend(query, key, value, hidden.repeat(1, 1, groups, 1), scaling)
     if tree.prefix is not None:
-        prefix_key, prefix_value = (part[0] for part in tree.prefix.layers[module.layer_idx])  # (H, P, D) each
-        flat = query.transpose(0, 1).reshape(heads, -1, width)  # (H, B*R*Q, D)
-        prefix_scores = (flat @ prefix_key.transpose(1, 2)).view(heads, num_rows, groups * num_queries, -1)
-        weights = torch.cat([prefix_scores.transpose(0, 1), scores], dim=-1).softmax(-1, dtype=torch.float32)
-        weights = weights.to(query.dtype)
-        prefix_weights = weights[..., : tree.num_prefix].transpose(0, 1).reshape(heads, -1, tree.num_prefix)
-        output = (prefix_weights @ prefix_value).view(heads, num_rows, groups * num_queries, width).transpose(0, 1)
-        output = output + weights[..., tree.num_prefix :] @ value
-    else:
-        output = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-    output = output.reshape(num_rows, num_query_heads, num_queries, width)
-    return output.transpose(1, 2).contiguous(), None
+        prefix_key, prefix_value = tree.prefix.layers[module.layer_idx]  # (1, H, P, D) each
+        flat = query.transpose(0, 1).reshape(1, heads, -1, width)
+        of_prefix, log_sum_of_prefix = _attend(flat, prefix_key, prefix_value, None, scaling)
+        of_prefix = of_prefix.view(heads, num_rows, groups * num_queries, width).transpose(0, 1)
+        log_sum_of_prefix = log_sum_of_prefix.view(heads, num_rows, -1).transpose(0, 1)
+        share = torch.sigmoid(log_sum - log_sum_of_prefix).unsqueeze(-1).to(output.dtype)
+        output = of_prefix.lerp(output, share)
+    return output.reshape(num_rows, num_query_heads, num_queries, width).transpose(1, 2), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return the attention (B, H, Q, D) and the logarithm of each query's sum of exponentials (B, H, Q)."""
+    if query.device.type != "cpu":
+        return _attend_plainly(query, key, value, bias, scaling)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # whose scores never leave the cache
+    output, log_sum = fused(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
+    return output, log_sum
+
+
+def _attend_plainly(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    scores = ((query * scaling) @ key.transpose(2, 3)).float()
+    if bias is not None:
+        scores += bias
+    log_sum = scores.logsumexp(-1)
+    return (scores - log_sum.unsqueeze(-1)).exp_().to(value.dtype) @ value, log_sum
 
 
 AttentionInterface.register("key_value_tree", tree_attention)
