@@ -76,12 +76,14 @@ def teach(folder: Path, draw: Callable[[random.Random], tuple[str, str]], num_st
 
     from tools.engines.base import Message
     from tools.optimize.collate import PrefixCollator, tokenise
+    from tools.optimize.row_attention import NAME
 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on so small a model threads wait for each other most of the time
     torch.manual_seed(0)
     chance = random.Random(0)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=NAME)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(num_steps):
         rows = []

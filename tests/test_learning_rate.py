@@ -45,7 +45,7 @@ def test_the_sweep_ends_when_the_loss_breaks_and_a_kill_changes_nothing(
 ) -> None:
     monkeypatch.setattr(rate_worker, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(rate_worker, "NUM_STEPS", 16)
-    monkeypatch.setattr(rate_worker, "HIGHEST", 1e4)
+    monkeypatch.setattr(rate_worker, "HIGHEST", 1e20)
     whole, killed = new_run("whole"), new_run("killed")
     expected = sweep(whole)
     assert 8 < len(expected["curve"]) < 16, "it ended when the loss was not finite any more"

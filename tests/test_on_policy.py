@@ -16,7 +16,7 @@ from tools.contract import Json, ToolError
 from tools.engines.base import Completion, Sampling, build_messages
 from tools.jobs.job import Job
 from tools.jobs.worker import Resident
-from tools.optimize import distill_worker, grpo_worker, sft_worker
+from tools.optimize import distill_worker, grpo_worker, row_attention, sft_worker
 from tools.optimize.grpo_worker import REWARDS, SAMPLES, Rollouts, good_form, right_answer
 from tools.optimize.on_policy import items_of, sampling_with
 from tools.tasks import load_task
@@ -136,7 +136,7 @@ def test_groups_of_equal_reward_are_replaced(run_dir: Path) -> None:
     told = Rollouts(job, items, 8, 0)([""] * 8 * SAMPLES, trainer)
     assert [len(told[name]) for name in ("prompt_ids", "completion_ids", "right_answer", "good_form")] == [64] * 4
     assert told == Rollouts(job, items, 8, 0)([""] * 8 * SAMPLES, trainer), "a step done again gets the same samples"
-    assert model.get_base_model().config._attn_implementation == "sdpa" and engine.model is engine.base
+    assert model.get_base_model().config._attn_implementation == row_attention.NAME and engine.model is engine.base
     resident.scorer.__exit__(None, None, None)
 
 

@@ -21,7 +21,7 @@ from tools.contract import Jobs, Json, Judge, Tool, ToolContext, ToolError
 from tools.engines.base import build_messages
 from tools.jobs.job import Job, JobSpec
 from tools.jobs.worker import Resident
-from tools.optimize import dpo_worker, sft_worker
+from tools.optimize import dpo_worker, row_attention, sft_worker
 from tools.optimize.collate import tokenise
 from tools.optimize.dpo_worker import preference_pairs, train
 from tools.optimize.shared_prompts import share_prompts
@@ -198,7 +198,8 @@ def test_the_pair_is_tokenised_as_everywhere(tiny_model: Path) -> None:
 
 def test_shared_prompts_give_what_padded_rows_give(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model.set_attn_implementation(row_attention.NAME)
     pairs = [("reverse abc", "cba", "abc!"), ("reverse a", "a", "aaaaaa"), ("reverse abcdef", "fedcba", "x")]
     rows = [dpo_worker._tokens(tokenizer, "", {"prompt": p, "chosen": c, "rejected": r}) for p, c, r in pairs]
     batch = DataCollatorForPreference(tokenizer.pad_token_id)(rows)

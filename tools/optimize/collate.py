@@ -2,8 +2,8 @@
 
 `tokenise` makes one example (TRL's columns: input_ids, and labels with -100 where no loss is taken).
 `PrefixCollator` lays a batch out as one sequence: the tokens that all its prompts share once, then every example's
-rest, each seeing the shared tokens and itself. Loss and gradients equal those of padded rows (a test compares them),
-for about half the matrix products when prompts are short and alike.
+rest, each seeing the shared tokens and itself (row_attention.py). Loss and gradients equal those of padded rows (a test
+compares them), for about half the matrix products when prompts are short and alike.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tools.engines.base import Message
 from tools.engines.transformers_engine import encode_chat, shared_prefix_length
+from tools.optimize.row_attention import PADDING
 
 IGNORED = -100
 
@@ -45,24 +46,28 @@ class PrefixCollator:
     """Collates {"input_ids", "labels"} rows into one sequence with a shared prefix; returns model inputs (1, T)."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return input_ids, labels, position_ids (1, T) and the boolean attention mask (1, 1, T, T)."""
+        """Return input_ids, labels and position_ids (1, T), and what row_attention reads.
+
+        That is columns (N, L): where in the sequence, behind its P shared tokens, each row's own tokens stand; and the
+        boolean attention mask (1, 1, L, P + L): a token sees what is shared, and its row up to itself.
+        """
         num_shared = shared_prompt_length(rows)
         ids, labels = list(rows[0]["input_ids"][:num_shared]), [IGNORED] * num_shared
-        owner, position = [0] * num_shared, list(range(num_shared))
-        for number, row in enumerate(rows, 1):
+        position = list(range(num_shared))
+        longest = max(len(row["input_ids"]) for row in rows) - num_shared
+        columns_NL = torch.full((len(rows), longest), PADDING)
+        for columns_L, row in zip(columns_NL, rows, strict=True):
             rest = row["input_ids"][num_shared:]
+            columns_L[: len(rest)] = torch.arange(len(rest)) + len(ids) - num_shared
             ids += rest
             labels += row["labels"][num_shared:]
-            owner += [number] * len(rest)
             position += range(num_shared, num_shared + len(rest))
-        owner_T = torch.tensor(owner)
-        same = owner_T[:, None] == owner_T[None, :]
-        visible = (same | (owner_T == 0)[None, :]).tril()
         return {
             "input_ids": torch.tensor([ids]),
             "labels": torch.tensor([labels]),
             "position_ids": torch.tensor([position]),
-            "attention_mask": visible[None, None],
+            "attention_mask": torch.ones(longest, num_shared + longest, dtype=torch.bool).tril(num_shared)[None, None],
+            "columns": columns_NL,
         }
 
 

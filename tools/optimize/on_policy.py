@@ -8,6 +8,7 @@ from memory.store import RunStore
 from tools.contract import Json, ToolError
 from tools.engines.base import Completion, Message, build_messages
 from tools.jobs.job import Job
+from tools.optimize import row_attention
 from tools.optimize.collate import IGNORED, tokenise
 from tools.tasks.base import Item
 
@@ -46,7 +47,7 @@ def sampling_with(engine: Any, model: Any) -> Iterator[None]:
         yield
     finally:
         engine.model = before
-        base.set_attn_implementation("sdpa")
+        base.set_attn_implementation(row_attention.NAME)
         base.train()
 
 

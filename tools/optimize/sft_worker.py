@@ -35,6 +35,7 @@ from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
 from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST
 from tools.jobs.job import Job
+from tools.optimize import row_attention
 from tools.optimize.adapters import ADAPTERS
 from tools.optimize.collate import IGNORED, PrefixCollator, tokenise
 from tools.optimize.fused_lora import fuse
@@ -240,7 +241,7 @@ def starting_model(engine: Any, parent_dir: Path | None, parent_method: str, met
 
     if method in ADAPTERS:
         base = in_four_bits(engine) if method == "qlora" else copy.deepcopy(engine.base)
-        base.set_attn_implementation("sdpa")
+        base.set_attn_implementation(row_attention.NAME)
         adapted: Any
         if parent_method in ADAPTERS:
             adapted = PeftModel.from_pretrained(base, str(parent_dir), is_trainable=True)
@@ -264,7 +265,7 @@ def starting_model(engine: Any, parent_dir: Path | None, parent_method: str, met
         if parent_method in ADAPTERS:
             assert parent_dir is not None, "an adapter has a folder"
             model = merge_adapter(model, parent_dir)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(row_attention.NAME)
     return model.to(engine.device).requires_grad_(True)
 
 
