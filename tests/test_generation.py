@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from agent.config import DEFAULT_TASK
 from memory.store import RunStore
-from tools.acquire.generate_data import sample_items
-from tools.contract import Json
+from tools.acquire.generate_data import legal_prompting, sample_items
+from tools.contract import Jobs, Json, Judge, ToolContext
 from tools.engines.base import Completion, Sampling
 from tools.jobs.job import Job
 from tools.jobs.worker import Resident
@@ -112,3 +112,21 @@ def test_more_samples_go_to_the_items_that_none_of_the_first_solved(job: Job) ->
     rows = RunStore(job.run_dir).rows("data", summary["dataset"], "samples.jsonl")
     assert {(row["pass_rate"], row["num_samples"]) for row in rows} == {(1 / 4, 4), (1 / 16, 16)}
     assert len({(row["item_id"], row["sample"]) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("score", "answer_tokens", "expected"),
+    [
+        (0.0, 5, {"prompting": ["few_shot"], "num_items": [512], "samples_per_item": [32, 64]}),
+        (0.2, 5, {"prompting": ["zero_shot"], "num_items": [512, 1024, 1536], "samples_per_item": [32, 64]}),
+        (0.2, 50, {"prompting": ["zero_shot"], "num_items": [512, 1024, 1536], "samples_per_item": [8, 16]}),
+    ],
+)
+def test_long_answers_are_sampled_less_often(tmp_path: Path, score: float, answer_tokens: int, expected: Json) -> None:
+    store = RunStore(tmp_path)
+    for shots in (0, 6):
+        record = {"model": "base", "split": "search", "shots": shots, "score": score}
+        store.put(
+            "evals", f"base{shots}", record | {"prompt_tokens_per_item": 20, "answer_tokens_per_item": answer_tokens}
+        )
+    assert legal_prompting(ToolContext(store, cast(Jobs, None), cast(Judge, None), 0, "sums")) == expected

@@ -376,7 +376,7 @@ def test_rehearsal_takes_as_many_of_each_difficulty() -> None:
     ("accepted", "num_new", "starts", "epochs"),
     [
         ([], 100, ["base"], [1, 2]),
-        ([], 600, ["base"], [1, 2]),
+        ([], 600, ["base"], [2, 3, 4]),
         ([True], 100, ["latest"], [1, 2]),
         ([True, False], 400, ["latest", "base"], [2, 3, 4]),
     ],

@@ -36,16 +36,18 @@ had 0.26 to 0.36; of longer answers, and of an endpoint's, all are expected to b
 
 def legal_prompting(context: ToolContext) -> Grid | None:
     """Generate while no data waits and unused answers are few; few-shot only while zero-shot hardly ever succeeds."""
+    store = context.store
     if not wants_data(context):
         return None
-    if context.store.champion_policy() != GREEDY:
-        return {"prompting": ["policy"], "num_items": [1024, 1536]}
-    zero_shot = context.store.score(context.store.champion())
-    solved = zero_shot is not None and zero_shot["score"] >= 0.1
+    long = answer_tokens(store, few_shot=True)[1] > SHORT_ANSWER  # dear, so that there are fewer
+    grid: Grid = {"samples_per_item": [8, 16] if long else [32, 64], "num_items": [512, 1024, 1536]}
+    if store.champion_policy() != GREEDY:
+        return {"prompting": ["policy"]} | grid
+    zero_shot = store.score(store.champion())
+    if zero_shot is not None and zero_shot["score"] >= 0.1:
+        return {"prompting": ["zero_shot"]} | grid
     # Few-shot answers teach the form, for which few are enough.
-    if not solved:
-        return {"prompting": ["few_shot"], "num_items": [512]}
-    return {"prompting": ["zero_shot"], "num_items": [1024, 1536]}
+    return {"prompting": ["few_shot"]} | grid | {"num_items": [512]}
 
 
 def generation_tokens(
@@ -88,7 +90,7 @@ def _first_sampling_tokens(store: RunStore, samples_per_item: int, few_shot: boo
 def generate_data(
     run: ToolRun,
     num_items: Literal[512, 1024, 1536] = 1024,
-    samples_per_item: Literal[32, 64] = 32,
+    samples_per_item: Literal[8, 16, 32, 64] = 32,
     temperature: Literal[1.0, 1.2] = 1.2,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot", "policy"] = "zero_shot",
 ) -> Json:

@@ -80,19 +80,18 @@ def final_tokens(store: RunStore) -> float:
     return float(record["split_sizes"]["final"] * (each + without_policy))
 
 
-def epochs_for(num_new: int, first: bool) -> list[int]:
-    """Return how often training may read so many new examples; first: no model was trained yet.
+def epochs_for(num_new: int) -> list[int]:
+    """Return how often training may read so many new examples.
 
     Examples seen again cost no sampling and, a few times, teach about as much as new ones (bench/upper_arm.py); a small
-    set is soon learned by heart, and the base model, read to four times, loses what the guards watch.
+    set is soon learned by heart.
     """
-    return [2, 3, 4] if num_new >= LARGE_SET and not first else [1, 2]
+    return [2, 3, 4] if num_new >= LARGE_SET else [1, 2]
 
 
 def new_set_tokens(context: ToolContext, num_examples: int) -> float:
     """Return the tokens of the least training on new examples, with the rehearsal beside them, and of the verdict."""
-    first = not context.store.all("models")
-    return training_tokens(context, num_examples * (1 + REHEARSAL_SHARE) * epochs_for(num_examples, first)[0])
+    return training_tokens(context, num_examples * (1 + REHEARSAL_SHARE) * epochs_for(num_examples)[0])
 
 
 def training_tokens(context: ToolContext, num_examples: float) -> float:

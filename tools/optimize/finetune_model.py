@@ -28,7 +28,7 @@ def legal_training(context: ToolContext) -> Grid | None:
     return {
         "start_from": starts,
         "method": _methods(store, latest),
-        "epochs": epochs_for(waiting["num_examples"], first=latest is None),
+        "epochs": epochs_for(waiting["num_examples"]),
         "learning_rate": sorted({*rates, *([found] if found else [])}),
     }
 
