@@ -22,7 +22,7 @@ from tools.engines.base import Sampling, build_messages
 from tools.jobs.job import Job
 from tools.jobs.worker import Resident
 from tools.optimize import row_attention, sft_worker
-from tools.optimize.collate import IGNORED, PrefixCollator, shared_prompt_length, tokenise
+from tools.optimize.collate import IGNORED, PrefixCollator, shared_prompt, tokenise
 from tools.optimize.finetune_model import latest_model, legal_training
 from tools.optimize.rehearsal import rehearsal
 from tools.optimize.sft_worker import CompletionTrainer, train
@@ -145,17 +145,20 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("pairs", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("num_cut", [0, 3], ids=["", "nothing shared"])
+@pytest.mark.parametrize("otherwise", ["no row", "one row", "every row"])
 def test_a_collated_batch_has_the_loss_and_gradients_of_padded_rows(
-    tiny_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs: list[tuple[str, str]], num_cut: int
+    tiny_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs: list[tuple[str, str]], otherwise: str
 ) -> None:
     from trl.trainer.sft_config import SFTConfig
 
     rows = [tokenise(tokenizer, build_messages(prompt, []), answer)._asdict() for prompt, answer in pairs]
-    for number, row in enumerate(rows):  # cut at different places, so that not even the first token is shared
-        cut = num_cut and num_cut + number
+    num_cut = {"no row": 0, "one row": 1, "every row": len(rows)}[otherwise]
+    for cut, row in enumerate(rows[:num_cut], 3):  # at different places, so that not even the first token is shared
         row["input_ids"], row["labels"] = row["input_ids"][cut:], row["labels"][cut:]
-    assert (shared_prompt_length(rows) > 3) == (not num_cut and len(rows) > 1)
+    prefix, shares = shared_prompt(rows)
+    num_alike = len(rows) - num_cut
+    assert (len(prefix) > 3) == (num_alike > 1)
+    assert not prefix or shares == [False] * num_cut + [True] * num_alike
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa")
     trainer = CompletionTrainer(
         model=model,
@@ -296,15 +299,7 @@ def test_training_depends_on_its_arguments_only(new_run: Run) -> None:
     assert same(*(weights(run_dir) for run_dir in runs))
 
 
-@pytest.mark.parametrize(
-    ("method", "rate"),
-    [
-        ("full", 300.0),
-        ("full", 1e30),
-        ("lora", 1e20),
-        ("lora", 1e30),
-    ],
-)
+@pytest.mark.parametrize(("method", "rate"), [("full", 300.0), ("full", 1e30), ("lora", 1e30)])
 def test_a_diverging_learning_rate_is_named(new_run: Run, method: str, rate: float) -> None:
     run_dir = new_run("run")
     with pytest.raises(ToolError, match=r"learning rate .* choose a lower one"):

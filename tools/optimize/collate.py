@@ -1,7 +1,7 @@
 """From text to tokens, loss mask and batch, for supervised training: the only place where that happens.
 
 `tokenise` makes one example (TRL's columns: input_ids, and labels with -100 where no loss is taken).
-`PrefixCollator` lays a batch out as one sequence: the tokens that all its prompts share once, then every example's
+`PrefixCollator` lays a batch out as one sequence: the tokens that its prompts begin with once, then every example's
 rest, each seeing the shared tokens and itself (row_attention.py). Loss and gradients equal those of padded rows (a test
 compares them), for about half the matrix products when prompts are short and alike.
 """
@@ -49,32 +49,41 @@ class PrefixCollator:
         """Return input_ids, labels and position_ids (1, T), and what row_attention reads.
 
         That is columns (N, L): where in the sequence, behind its P shared tokens, each row's own tokens stand; and the
-        boolean attention mask (1, 1, L, P + L): a token sees what is shared, and its row up to itself.
+        boolean attention mask (N or 1, 1, L, P + L): a token sees its row up to itself, and what is shared if its row
+        begins so.
         """
-        num_shared = shared_prompt_length(rows)
-        ids, labels = list(rows[0]["input_ids"][:num_shared]), [IGNORED] * num_shared
-        position = list(range(num_shared))
-        longest = max(len(row["input_ids"]) for row in rows) - num_shared
+        ids, shares = shared_prompt(rows)
+        num_shared, labels, position = len(ids), [IGNORED] * len(ids), list(range(len(ids)))
+        firsts = [num_shared if begins else 0 for begins in shares]
+        longest = max(len(row["input_ids"]) - first for row, first in zip(rows, firsts, strict=True))
         columns_NL = torch.full((len(rows), longest), PADDING)
-        for columns_L, row in zip(columns_NL, rows, strict=True):
-            rest = row["input_ids"][num_shared:]
+        for columns_L, row, first in zip(columns_NL, rows, firsts, strict=True):
+            rest = row["input_ids"][first:]
             columns_L[: len(rest)] = torch.arange(len(rest)) + len(ids) - num_shared
             ids += rest
-            labels += row["labels"][num_shared:]
-            position += range(num_shared, num_shared + len(rest))
+            labels += row["labels"][first:]
+            position += range(first, first + len(rest))
+        visible = torch.ones(longest, num_shared + longest, dtype=torch.bool).tril(num_shared)[None, None]
+        if not all(shares):
+            visible = visible.repeat(len(rows), 1, 1, 1)
+            visible[~torch.tensor(shares), :, :, :num_shared] = False
         return {
             "input_ids": torch.tensor([ids]),
             "labels": torch.tensor([labels]),
             "position_ids": torch.tensor([position]),
-            "attention_mask": torch.ones(longest, num_shared + longest, dtype=torch.bool).tril(num_shared)[None, None],
+            "attention_mask": visible,
             "columns": columns_NL,
         }
 
 
-def shared_prompt_length(rows: list[dict[str, Any]]) -> int:
-    """Return how many first tokens all prompts share, at least one prompt token left to each row.
+def shared_prompt(rows: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+    """Return the beginning that saves most when it is computed once, and which rows have it.
 
-    The token before the first label stays with its row, because it is the one that predicts it.
+    A row that begins otherwise, such as a general chat among a task's questions, keeps all its tokens. So does each row
+    its last prompt token, because that is the one that predicts the first label.
     """
     prompts = [row["input_ids"][: next(i for i, label in enumerate(row["labels"]) if label != IGNORED)] for row in rows]
-    return shared_prefix_length(prompts)
+    middle = sorted(prompts)[len(prompts) // 2]  # of a beginning that most have
+    common = [shared_prefix_length([middle, prompt]) for prompt in prompts]
+    length = max([0, *sorted(set(common))], key=lambda length: length * (sum(c >= length for c in common) - 1))
+    return middle[:length], [c >= length for c in common]
