@@ -231,14 +231,26 @@ class Referee:
     def remove_overlaps(self, rows: list[Json]) -> Overlaps:
         """Split training rows into kept ones and ones that overlap with any of the three splits.
 
-        The worker compares questions with questions; of an evaluation item only the kind of overlap comes back.
+        Compared are the prompt alone and with the completion behind it, in which another question may hide. The worker
+        compares them with the questions; of an evaluation item only the kind of overlap comes back.
         """
         held_out = [item.question for split in SPLITS for item in self.items(split)]
-        args = {"questions": [row["prompt"] for row in rows], "held_out": held_out, "generated": self.task.generated}
+        texts = [(place, row["prompt"]) for place, row in enumerate(rows)]
+        whole = [
+            (place, f"{row['prompt']} {row['completion']}") for place, row in enumerate(rows) if "completion" in row
+        ]
+        args = {
+            "questions": [text for _, text in texts + whole],
+            "held_out": held_out,
+            "generated": self.task.generated,
+        }
         found, _ = self.jobs.run("tools.select.contamination:find_overlaps", args)
-        judged = list(zip(rows, found["reasons"], strict=True))
-        kept = [row for row, reason in judged if reason is None]
-        removed = [row | {"reason": reason} for row, reason in judged if reason is not None]
+        reasons: dict[int, str] = {}
+        for (place, _), reason in zip(texts + whole, found["reasons"], strict=True):
+            if reason is not None:
+                reasons.setdefault(place, reason)
+        kept = [row for place, row in enumerate(rows) if place not in reasons]
+        removed = [rows[place] | {"reason": reason} for place, reason in sorted(reasons.items())]
         return Overlaps(kept, removed, found["num_same_template"])
 
     def items(self, split: Split) -> list[Item]:
@@ -278,13 +290,7 @@ class Referee:
                 f"no verdict on {candidate}: dataset {dataset} is not what it was trained on; a tool changed it "
                 "afterwards, so start a new run without that tool"
             )
-        # The question alone, and with the completion behind it, in which another one may hide.
-        texts = [
-            {"prompt": text, "place": place}
-            for place, row in enumerate(rows)
-            for text in (row["prompt"], f"{row['prompt']} {row['completion']}")
-        ]
-        overlapping = {row["place"] for row in self.remove_overlaps(texts).removed}
+        overlapping = self.remove_overlaps(rows).removed
         if overlapping:
             raise ContaminationError(
                 f"no verdict on {candidate}: {len(overlapping)} of the {len(rows)} examples of dataset {dataset} "

@@ -74,7 +74,8 @@ def build_menu(
 ) -> list[Choice]:
     """Return what is affordable of the legal actions (see `tools.host.offers`), without the calls that were told.
 
-    An argument value stays when some affordable call uses it.
+    An argument value stays when some affordable call uses it. Of a tool that is offered twice the first offer counts of
+    which something is affordable.
     """
     reserved = final_tokens(store)
     menu: list[Choice] = []
@@ -91,7 +92,7 @@ def build_menu(
                 needed_gib(store, offer["stage"], call.get("method", "lora")) if looks and tokens else 0.0,
             )
         ]
-        if affordable:
+        if affordable and all(choice["tool"] != offer["tool"] for choice in menu):
             arguments = _largest_box(offer["grid"], affordable)
             outcome = outcomes[offer["tool"]].text() if offer["tool"] in outcomes else ""
             menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments, outcome=outcome))

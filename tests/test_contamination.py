@@ -204,11 +204,14 @@ def test_nothing_of_an_evaluation_item_comes_back(resident: Resident) -> None:
         {"prompt": "What is 46 + 38?", "id": "a"},
         {"prompt": "Through the old town of Prague, which river flows?", "id": "b"},
         {"prompt": SUM.format("46 + 39"), "id": "c"},
+        {"prompt": "Well?", "completion": "Which river flows through the old town of Prague?", "id": "d"},
+        {"prompt": SUM.format("46 + 40"), "completion": "86", "id": "e"},
     ]
     kept, removed, num_same_template = Door(referee).remove_overlaps(rows)
-    assert kept == rows[2:]
-    assert removed == [rows[0] | {"reason": "paraphrase"}, rows[1] | {"reason": "reordered"}]
-    assert num_same_template == 1
+    assert kept == [rows[2], rows[4]]
+    reasons = {row["id"]: row["reason"] for row in removed}
+    assert reasons == {"a": "paraphrase", "b": "reordered", "d": "ngram"}
+    assert num_same_template == 2
 
 
 def test_symbols_are_not_lost() -> None:

@@ -36,6 +36,7 @@ HEAVY_ALLOWED = {
     "tools/optimize/merge_worker.py",
     "tools/optimize/on_policy.py",
     "tools/optimize/rate_worker.py",
+    "tools/optimize/row_attention.py",
     "tools/optimize/sft_worker.py",
     "tools/optimize/shared_prompts.py",
 }

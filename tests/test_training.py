@@ -141,6 +141,7 @@ BATCHES = {
     "one prompt, several answers": [("reverse abc", "cba"), ("reverse abc", "abc"), ("reverse abc", "")],
     "a prompt that begins another": [("reverse", "?"), ("reverse abc", "cba")],
     "one row": [("reverse abc", "cba")],
+    "one long row": [("reverse a", "a"), ("reverse b", "b"), ("reverse " + "abc" * 20, "cba" * 20)],
 }
 
 
@@ -390,6 +391,6 @@ def test_what_training_offers(
         store.put("evals", f"g{number}", {"model": f"m{number}", "split": "gate", "shots": 0, "accepted": kept})
     store.put("data", "new", {"kind": "train", "num_examples": num_new})
     context = ToolContext(store, cast(Jobs, None), cast(Judge, None), 0, "sums")
-    grid = legal_training(context)
-    assert grid is not None and grid["learning_rate"] == [0.0005, 0.001][not accepted :]
+    grid, fallback = legal_training(context) or [{}, {}]
+    assert fallback == grid | {"epochs": [1]} and grid["learning_rate"] == [0.0005, 0.001][not accepted :]
     assert grid == {"start_from": starts, "method": ["lora"], "epochs": epochs, "learning_rate": grid["learning_rate"]}

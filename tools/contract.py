@@ -112,7 +112,7 @@ class Tool:
     """The whole docstring."""
     grid: Grid
     defaults: Json
-    when: Callable[[ToolContext], Grid | None]
+    when: Callable[[ToolContext], Grid | list[Grid] | None]
     """None when the tool is not legal now, else the arguments whose values are narrowed ({} = the whole grid)."""
     estimate_tokens: Callable[..., int]
     """(context, **args) -> tokens this call will process, with what must follow it to be of use."""
@@ -133,12 +133,16 @@ class Tool:
 
     def legal(self, context: ToolContext) -> Grid | None:
         """Return the argument values that are legal now, or None."""
-        narrowed = self.when(context)
-        if narrowed is None:
-            return None
-        if not isinstance(narrowed, dict) or not all(self._takes(name, values) for name, values in narrowed.items()):
-            raise ValueError(f"`when` gave {narrowed!r}; give None, or lists of values of the arguments {self.grid}")
-        return self.grid | narrowed
+        return next(iter(self.grids(context)), None)
+
+    def grids(self, context: ToolContext) -> list[Grid]:
+        """Return the argument values that are legal now, and further ones for when the budget affords none of these."""
+        found = self.when(context)
+        narrowed = [] if found is None else found if isinstance(found, list) else [found]
+        for one in narrowed:
+            if not isinstance(one, dict) or not all(self._takes(name, values) for name, values in one.items()):
+                raise ValueError(f"`when` gave {one!r}; give None, or lists of values of the arguments {self.grid}")
+        return [self.grid | one for one in narrowed]
 
     def _takes(self, name: str, values: object) -> bool:
         known = self.grid.get(name)
@@ -158,7 +162,7 @@ def tool(function: Callable[..., Json], /) -> Tool: ...
 def tool(
     *,
     stage: Stage = ...,
-    when: Callable[[ToolContext], Grid | None] = ...,
+    when: Callable[[ToolContext], Grid | list[Grid] | None] = ...,
     estimate_tokens: Callable[..., int] = ...,
     section: str = ...,
     optional: bool = ...,
@@ -168,7 +172,7 @@ def tool(
     /,
     *,
     stage: Stage = "evaluate",
-    when: Callable[[ToolContext], Grid | None] = lambda context: {},
+    when: Callable[[ToolContext], Grid | list[Grid] | None] = lambda context: {},
     estimate_tokens: Callable[..., int] = lambda context, **args: 0,
     section: str = "",
     optional: bool = False,

@@ -120,13 +120,13 @@ def offers(
 ) -> list[Json]:
     """Return the tools that are legal now: {"tool", "stage", "summary", "grid", "tokens"}.
 
+    A tool may come twice: its second grid is for when the budget affords nothing of the first.
     tokens: the estimate for each combination of the grid's values, in the order of itertools.product.
     """
     legal = []
     for tool in tools.values():
         with within(f"`when` or `estimate_tokens` of the tool {tool.name}"):
-            grid = tool.legal(context)
-            if grid is not None:
+            for grid in tool.grids(context):
                 calls = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
                 tokens = [int(tool.estimate_tokens(context, **call)) for call in calls]
                 if min(tokens, default=0) < 0:

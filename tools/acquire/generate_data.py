@@ -24,7 +24,7 @@ from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 from tools.engines.base import Completion, Message
 from tools.evaluate.costs import answer_tokens, base_record, new_set_tokens, question_tokens
 from tools.jobs.job import Job
-from tools.select.curate_data import SIZES, least_examples
+from tools.select.curate_data import least_examples
 from tools.tasks.base import Item, Verdict
 
 FIRST_SAMPLES = 4
@@ -34,20 +34,21 @@ COMPUTED_SHARE, SHORT_ANSWER = 0.4, 16
 had 0.26 to 0.36; of longer answers, and of an endpoint's, all are expected to be computed."""
 
 
-def legal_prompting(context: ToolContext) -> Grid | None:
+def legal_prompting(context: ToolContext) -> list[Grid] | None:
     """Generate while no data waits and unused answers are few; few-shot only while zero-shot hardly ever succeeds."""
     store = context.store
     if not wants_data(context):
         return None
     long = answer_tokens(store, few_shot=True)[1] > SHORT_ANSWER  # dear, so that there are fewer
-    grid: Grid = {"samples_per_item": [8, 16] if long else [32, 64], "num_items": [512, 1024, 1536]}
-    if store.champion_policy() != GREEDY:
-        return {"prompting": ["policy"]} | grid
+    grid: Grid = {"samples_per_item": [8, 16] if long else [32, 64], "num_items": [1024, 1536]}
     zero_shot = store.score(store.champion())
-    if zero_shot is not None and zero_shot["score"] >= 0.1:
-        return {"prompting": ["zero_shot"]} | grid
-    # Few-shot answers teach the form, for which few are enough.
-    return {"prompting": ["few_shot"]} | grid | {"num_items": [512]}
+    if store.champion_policy() != GREEDY:
+        grid["prompting"] = ["policy"]
+    elif zero_shot is not None and zero_shot["score"] >= 0.1:
+        grid["prompting"] = ["zero_shot"]
+    else:  # few-shot answers teach the form, for which few are enough
+        grid |= {"prompting": ["few_shot"], "num_items": [512]}
+    return [grid, grid | {"num_items": [grid["num_items"][0] // 2]}]
 
 
 def generation_tokens(
@@ -55,7 +56,6 @@ def generation_tokens(
 ) -> int:
     """Tokens of the sampling, and of the training and verdict that make it useful."""
     del temperature
-    num_new = least_examples(context.store)
     earlier = [
         one
         for one in context.store.datasets("samples")
@@ -66,14 +66,11 @@ def generation_tokens(
         latest = earlier[-1]
         per_sample = latest["num_tokens"] / (latest["num_items"] * latest["samples_per_item"])
         sampling = num_items * samples_per_item * per_sample
-        health = latest["health"]
-        share = 1 - (health["never_right"] + health["always_right"]) / health["num_items"]
-        num_new = max(num_new, min(int(share * num_items), SIZES[0]))  # what curation freezes at least
     else:
         sampling = num_items * _first_sampling_tokens(context.store, samples_per_item, prompting == "few_shot")
     if prompting == "policy":  # its prompts are read beside those of the question alone
         sampling += num_items * question_tokens(context.store)
-    return int(sampling + new_set_tokens(context, num_new))
+    return int(sampling + new_set_tokens(context, least_examples(context.store)))
 
 
 def _first_sampling_tokens(store: RunStore, samples_per_item: int, few_shot: bool) -> float:
@@ -89,7 +86,7 @@ def _first_sampling_tokens(store: RunStore, samples_per_item: int, few_shot: boo
 @tool(stage="acquire", section="synthetic generation", when=legal_prompting, estimate_tokens=generation_tokens)
 def generate_data(
     run: ToolRun,
-    num_items: Literal[512, 1024, 1536] = 1024,
+    num_items: Literal[256, 512, 1024, 1536] = 1024,
     samples_per_item: Literal[8, 16, 32, 64] = 32,
     temperature: Literal[1.0, 1.2] = 1.2,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot", "policy"] = "zero_shot",

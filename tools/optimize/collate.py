@@ -50,7 +50,8 @@ class PrefixCollator:
 
         That is columns (N, L): where in the sequence, behind its P shared tokens, each row's own tokens stand; and the
         boolean attention mask (N or 1, 1, L, P + L): a token sees its row up to itself, and what is shared if its row
-        begins so.
+        begins so. Where one row is so long that filling up the others would cost more than a mask over the whole
+        sequence, that mask (1, 1, T, T) alone.
         """
         ids, shares = shared_prompt(rows)
         num_shared, labels, position = len(ids), [IGNORED] * len(ids), list(range(len(ids)))
@@ -63,17 +64,28 @@ class PrefixCollator:
             ids += rest
             labels += row["labels"][first:]
             position += range(first, first + len(rest))
+        found = {
+            "input_ids": torch.tensor([ids]),
+            "labels": torch.tensor([labels]),
+            "position_ids": torch.tensor([position]),
+        }
+        if columns_NL.numel() * (num_shared + longest) > len(ids) ** 2:
+            return found | {"attention_mask": _over_the_sequence(columns_NL, num_shared, shares)}
         visible = torch.ones(longest, num_shared + longest, dtype=torch.bool).tril(num_shared)[None, None]
         if not all(shares):
             visible = visible.repeat(len(rows), 1, 1, 1)
             visible[~torch.tensor(shares), :, :, :num_shared] = False
-        return {
-            "input_ids": torch.tensor([ids]),
-            "labels": torch.tensor([labels]),
-            "position_ids": torch.tensor([position]),
-            "attention_mask": visible,
-            "columns": columns_NL,
-        }
+        return found | {"attention_mask": visible, "columns": columns_NL}
+
+
+def _over_the_sequence(columns_NL: Tensor, num_shared: int, shares: list[bool]) -> Tensor:
+    """Return the boolean mask (1, 1, T, T): a token sees its row up to itself, and the shared tokens if it has them."""
+    owner_T = torch.tensor(
+        [0] * num_shared + [n for n, row in enumerate(columns_NL, 1) for column in row if column >= 0]
+    )
+    sees_shared_T = torch.tensor([True, *shares])[owner_T]
+    same = owner_T[:, None] == owner_T[None, :]
+    return (same | (sees_shared_T[:, None] & (owner_T == 0)[None, :])).tril()[None, None]
 
 
 def shared_prompt(rows: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:

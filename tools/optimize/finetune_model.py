@@ -11,7 +11,7 @@ from tools.optimize.adapters import is_adapter, suggested_rate
 from tools.optimize.rehearsal import general_chats
 
 
-def legal_training(context: ToolContext) -> Grid | None:
+def legal_training(context: ToolContext) -> list[Grid] | None:
     """A frozen dataset waits. The dearer ways are offered where they may pay: see the comments."""
     store = context.store
     if not store.untrained_datasets() or store.candidate() is not None:
@@ -25,12 +25,13 @@ def legal_training(context: ToolContext) -> Grid | None:
     # From the base a low rate only learns less: there is nothing yet that it could break.
     rates = [0.001] if latest is None else [0.0005, 0.001]
     found = suggested_rate(store, waiting["id"], parent)
-    return {
+    grid: Grid = {
         "start_from": starts,
         "method": _methods(store, latest),
         "epochs": epochs_for(waiting["num_examples"]),
         "learning_rate": sorted({*rates, *([found] if found else [])}),
     }
+    return [grid, grid | {"epochs": [1]}]
 
 
 def _methods(store: RunStore, latest: Record | None) -> list[str]:

@@ -29,6 +29,8 @@ ANSWERS = ("samples", "imported")
 INTERMEDIATE = ("pool", "regions")
 """Kinds of datasets that curation makes on its way, and nothing is trained on."""
 SIZES = (512, 1024, 2048)
+LEAST_SIZE = 192
+"""Where the budget does not pay for reading more."""
 POOL = 2
 """Candidates for each row of a set: what lies beyond these is easier than anything that should still be chosen."""
 ORIGIN = ("item_id", "generation", "model", "pass_rate", "difficulty")
@@ -61,7 +63,7 @@ def unused_right(store: RunStore) -> list[Json]:
     ]
 
 
-def legal_curation(context: ToolContext) -> Grid | None:
+def legal_curation(context: ToolContext) -> list[Grid] | None:
     """Enough unused right answers, and no dataset or candidate waits."""
     if context.store.untrained_datasets() or context.store.candidate():
         return None
@@ -71,10 +73,12 @@ def legal_curation(context: ToolContext) -> Grid | None:
     if not enough:
         return None
     if unused["not_too_easy"] <= SIZES[0]:  # all of them: there is nothing to choose
-        return {"keep": enough, "size": [SIZES[0]], "choice": [DEFAULT]}
-    # The first size that takes all of them is the last one.
-    sizes = [size for size in SIZES if size / 2 < unused["not_too_easy"]]
-    return {"keep": enough, "size": sizes, "choice": offered(context)}
+        grid: Grid = {"keep": enough, "size": [SIZES[0]], "choice": [DEFAULT]}
+    else:
+        # The first size that takes all of them is the last one.
+        sizes = [size for size in SIZES if size / 2 < unused["not_too_easy"]]
+        grid = {"keep": enough, "size": sizes, "choice": offered(context)}
+    return [grid, grid | {"size": [LEAST_SIZE], "choice": [DEFAULT]}]
 
 
 def training_tokens(context: ToolContext, size: int, choice: str, **_: Any) -> int:
@@ -87,7 +91,7 @@ def training_tokens(context: ToolContext, size: int, choice: str, **_: Any) -> i
 @tool(stage="select", section="scoring and filtering", when=legal_curation, estimate_tokens=training_tokens)
 def curate_data(
     run: ToolRun,
-    size: Literal[512, 1024, 2048] = 1024,
+    size: Literal[192, 512, 1024, 2048] = 1024,
     keep: Literal["not_too_easy", "hard"] = "not_too_easy",
     choice: str = DEFAULT,
 ) -> Json:
