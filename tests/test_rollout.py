@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from tools.engines.base import Message, Sampling, build_messages
 from tools.engines.rollout import _attend, _attend_plainly, grow_prefix, sample_branches
-from tools.engines.transformers_engine import TransformersEngine, choose_dtype, shared_prefix_length
+from tools.engines.transformers_engine import TransformersEngine, choose_dtype, load_weights, shared_prefix_length
 
 QUESTIONS = ["ab", "a", "what is this long one?", "abc", "x" * 40]
 NEVER = torch.tensor([], dtype=torch.long)
@@ -331,6 +331,14 @@ def test_full_weights_are_used(engine: TransformersEngine, tiny_model: Path, tmp
 )
 def test_the_shared_prefix_leaves_each_prompt_a_token(prompts: list[list[int]], length: int) -> None:
     assert shared_prefix_length(prompts) == length
+
+
+def test_a_model_with_another_kind_of_attention_is_refused(tmp_path: Path) -> None:
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    config = Gemma2Config(vocab_size=64, num_key_value_heads=1, **small)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="attention of gemma2 models .* choose another model"):
+        load_weights(tmp_path, torch.float32, torch.device("cpu"))
 
 
 def test_dtypes_by_name() -> None:

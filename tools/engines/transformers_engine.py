@@ -163,11 +163,19 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationCon
 
 
 def load_weights(model_dir: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load a model for inference: safetensors only, no remote code, progress bars off."""
+    """Load a model for inference: safetensors only, no remote code, progress bars off.
+
+    Raises ValueError for a model whose attention is more than a softmax over products (caps on scores, sinks).
+    """
     transformers.utils.logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=dtype, use_safetensors=True, attn_implementation="key_value_tree"
     )
+    if not model._supports_sdpa:
+        raise ValueError(
+            f"{model_dir}: the attention of {model.config.model_type} models caps its scores or adds sinks, which is not "
+            "computed here; choose another model"
+        )
     model.to(device)  # type: ignore[arg-type]  # the stub of transformers wants a model here
     return model.eval()
 
