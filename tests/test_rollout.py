@@ -334,10 +334,10 @@ def test_the_shared_prefix_leaves_each_prompt_a_token(prompts: list[list[int]], 
 
 
 def test_a_model_with_another_kind_of_attention_is_refused(tmp_path: Path) -> None:
-    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    small: Any = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
     config = Gemma2Config(vocab_size=64, num_key_value_heads=1, **small)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="attention of gemma2 models .* choose another model"):
+    with pytest.raises(ValueError, match=r"attention of gemma2 models .* choose another model"):
         load_weights(tmp_path, torch.float32, torch.device("cpu"))
 
 

@@ -147,11 +147,14 @@ BATCHES = {
 
 @pytest.mark.parametrize("pairs", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("otherwise", ["no row", "one row", "every row"])
+@pytest.mark.parametrize("most_scores", [0, 10**6], ids=["fused", "plain"])
 def test_a_collated_batch_has_the_loss_and_gradients_of_padded_rows(
-    tiny_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, pairs: list[tuple[str, str]], otherwise: str
-) -> None:
+    tiny_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    pairs: list[tuple[str, str]], otherwise: str, most_scores: int,
+) -> None:  # fmt: skip
     from trl.trainer.sft_config import SFTConfig
 
+    monkeypatch.setattr(row_attention, "MOST_SCORES", most_scores)
     rows = [tokenise(tokenizer, build_messages(prompt, []), answer)._asdict() for prompt, answer in pairs]
     num_cut = {"no row": 0, "one row": 1, "every row": len(rows)}[otherwise]
     for cut, row in enumerate(rows[:num_cut], 3):  # at different places, so that not even the first token is shared

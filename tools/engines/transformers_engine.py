@@ -173,8 +173,8 @@ def load_weights(model_dir: Path, dtype: torch.dtype, device: torch.device) -> P
     )
     if not model._supports_sdpa:
         raise ValueError(
-            f"{model_dir}: the attention of {model.config.model_type} models caps its scores or adds sinks, which is not "
-            "computed here; choose another model"
+            f"{model_dir}: the attention of {model.config.model_type} models caps its scores or adds sinks, which is "
+            "not computed here; choose another model"
         )
     model.to(device)  # type: ignore[arg-type]  # the stub of transformers wants a model here
     return model.eval()

@@ -83,7 +83,7 @@ def final_tokens(store: RunStore) -> float:
 def epochs_for(num_new: int) -> list[int]:
     """Return how often training may read so many new examples.
 
-    Examples seen again cost no sampling and, a few times, teach about as much as new ones (bench/upper_arm.py); a small
+    Examples seen again cost no sampling and, a few times, teach about as much as new ones (bench/RESULTS.md); a small
     set is soon learned by heart.
     """
     return [2, 3, 4] if num_new >= LARGE_SET else [1, 2]

@@ -2,8 +2,8 @@
 
 `tokenise` makes one example (TRL's columns: input_ids, and labels with -100 where no loss is taken).
 `PrefixCollator` lays a batch out as one sequence: the tokens that its prompts begin with once, then every example's
-rest, each seeing the shared tokens and itself (row_attention.py). Loss and gradients equal those of padded rows (a test
-compares them), for about half the matrix products when prompts are short and alike.
+rest, each seeing the shared tokens and itself (row_attention.py). Loss and gradients equal those of padded rows (in
+fp32, a test compares them), for about half the matrix products when prompts are short and alike.
 """
 
 from typing import Any, NamedTuple

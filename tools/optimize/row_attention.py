@@ -28,7 +28,10 @@ times as long as through plain products."""
 def row_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """Return (1, T, H, D) for query (1, H, T, D), key and value (1, K, T, D) and PrefixCollator's mask and columns."""
+    """Return (1, T, H, D) for query (1, H, T, D), key and value (1, K, T, D) and PrefixCollator's mask and columns.
+
+    Without dropout of attention weights.
+    """
     columns_NL = more.pop("columns", None)
     if columns_NL is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)

@@ -17,7 +17,7 @@ from tools.select.selector import DEFAULT, SELECTORS, Pool, choose, offered
 LEAST_FIRST_EXAMPLES = 64
 """Enough to teach the answer's form, after which sampling succeeds far more often."""
 LEAST_EXAMPLES = 256
-"""Later gains are smaller; the referee cannot prove what fewer examples bring."""
+"""Later gains are smaller, and what fewer examples bring is mostly too little for the referee to prove."""
 HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
 """What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
 OVERLAPS = tuple(f"evaluation_{kind}" for kind in ("exact", "reordered", "template", "ngram", "paraphrase"))
