@@ -15,6 +15,8 @@ from tools.jobs.job import Job
 from tools.jobs.worker import Resident
 from tools.refine.proposal import add_policy
 
+SHORT: Json = {"samples_per_item": [32, 64], "temperature": [1.0, 1.2]}
+LONG: Json = {"samples_per_item": [8, 16], "temperature": [0.7]}
 ARGS: Json = {"model": "base", "start": 0, "temperature": 1.0, "shots": False, "seed": 0}
 
 
@@ -117,9 +119,10 @@ def test_more_samples_go_to_the_items_that_none_of_the_first_solved(job: Job) ->
 @pytest.mark.parametrize(
     ("score", "answer_tokens", "expected"),
     [
-        (0.0, 5, {"prompting": ["few_shot"], "num_items": [512], "samples_per_item": [32, 64]}),
-        (0.2, 5, {"prompting": ["zero_shot"], "num_items": [1024, 1536], "samples_per_item": [32, 64]}),
-        (0.2, 50, {"prompting": ["zero_shot"], "num_items": [1024, 1536], "samples_per_item": [8, 16]}),
+        (0.0, 5, {"prompting": ["few_shot"], "num_items": [512]} | SHORT),
+        (0.2, 5, {"prompting": ["zero_shot"], "num_items": [1024, 1536]} | SHORT),
+        (0.0, 50, {"prompting": ["few_shot"], "num_items": [256]} | LONG),
+        (0.2, 50, {"prompting": ["zero_shot"], "num_items": [512, 1024]} | LONG),
     ],
 )
 def test_long_answers_are_sampled_less_often(tmp_path: Path, score: float, answer_tokens: int, expected: Json) -> None:

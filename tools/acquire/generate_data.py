@@ -39,15 +39,18 @@ def legal_prompting(context: ToolContext) -> list[Grid] | None:
     store = context.store
     if not wants_data(context):
         return None
-    long = answer_tokens(store, few_shot=True)[1] > SHORT_ANSWER  # dear, so that there are fewer
-    grid: Grid = {"samples_per_item": [8, 16] if long else [32, 64], "num_items": [1024, 1536]}
+    if answer_tokens(store, few_shot=True)[1] <= SHORT_ANSWER:
+        grid: Grid = {"samples_per_item": [32, 64], "temperature": [1.0, 1.2], "num_items": [1024, 1536]}
+        few = 512
+    else:  # dear, and each token may go wrong
+        grid, few = {"samples_per_item": [8, 16], "temperature": [0.7], "num_items": [512, 1024]}, 256
     zero_shot = store.score(store.champion())
     if store.champion_policy() != GREEDY:
         grid["prompting"] = ["policy"]
     elif zero_shot is not None and zero_shot["score"] >= 0.1:
         grid["prompting"] = ["zero_shot"]
     else:  # few-shot answers teach the form, for which few are enough
-        grid |= {"prompting": ["few_shot"], "num_items": [512]}
+        grid |= {"prompting": ["few_shot"], "num_items": [few]}
     return [grid, grid | {"num_items": [grid["num_items"][0] // 2]}]
 
 
@@ -86,9 +89,9 @@ def _first_sampling_tokens(store: RunStore, samples_per_item: int, few_shot: boo
 @tool(stage="acquire", section="synthetic generation", when=legal_prompting, estimate_tokens=generation_tokens)
 def generate_data(
     run: ToolRun,
-    num_items: Literal[256, 512, 1024, 1536] = 1024,
+    num_items: Literal[128, 256, 512, 1024, 1536] = 1024,
     samples_per_item: Literal[8, 16, 32, 64] = 32,
-    temperature: Literal[1.0, 1.2] = 1.2,  # type: ignore[valid-type]  # grids may hold floats
+    temperature: Literal[0.7, 1.0, 1.2] = 1.2,  # type: ignore[valid-type]  # grids may hold floats
     prompting: Literal["zero_shot", "few_shot", "policy"] = "zero_shot",
 ) -> Json:
     """Let the champion answer new training items many times and keep what the scorer says is right.
