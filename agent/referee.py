@@ -5,7 +5,6 @@ by this process alone (the worker gets the questions in its jobs, which tools ca
 only, for the worker); verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
 """
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,13 +22,12 @@ from agent.statistics import (
     paired_test,
     wilson_interval,
 )
-from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
+from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json
 from memory.store import BASE, GREEDY, RunStore, policy_candidate
 from tools.contract import Jobs, Json, Overlaps, ToolError
 from tools.refine.policy import settings_of
-from tools.tasks.base import Item, Splits, SplitSizes, Task, Verdict
+from tools.tasks.base import Item, SplitSizes, Task, Verdict
 from tools.tasks.judge import JudgeScorer
-from tools.tasks.known_answers import known_answer_checks
 from tools.tasks.scoring import ScorerProcess
 
 Split = Literal["search", "gate", "final"]
@@ -59,8 +57,13 @@ class Referee:
         scorer: Scoring,
         sizes: SplitSizes,
         affords: Callable[[float], bool] = lambda tokens: True,
+        replayed: Path | None = None,
     ) -> None:
-        """affords: whether the budget pays for so many tokens of evaluation beside the final one."""
+        """Take what a verdict is made with.
+
+        affords: whether the budget pays for so many tokens of evaluation beside the final one.
+        replayed: the referee's folder of the run that this one repeats, whose budget ended verdicts there.
+        """
         self.store = store
         self.jobs = jobs
         self.task = task
@@ -68,6 +71,7 @@ class Referee:
         self.sizes = sizes
         self.affords = affords
         self.folder = store.run_dir / "referee"
+        self.told = [self.folder, *([replayed] if replayed else [])]
         self.guards = Guards(jobs, task, scorer, self.folder)
 
     def measure(self, model_id: str, split: Split, shots: int = 0, policy: str | None = None) -> Json:
@@ -146,7 +150,7 @@ class Referee:
     def _judge(self, candidate: str, champion: Side, challenger: Side) -> Json:
         earlier = verdicts_before(self.store)
         alpha = alpha_for(earlier)
-        better, looks, answers, tokens = self._gate_in_steps(champion, challenger, alpha)
+        better, looks, answers, tokens = self._gate_in_steps(champion, challenger, alpha, self._looks_taken(candidate))
         tries_policy = champion.policy != challenger.policy
         guards: list[Finding] = []
         if better:
@@ -168,13 +172,14 @@ class Referee:
         return self.store.put("evals", content_id(name), public | {"candidate": candidate, "refused_by": refused_by})
 
     def _gate_in_steps(
-        self, champion: Side, challenger: Side, alpha: float
+        self, champion: Side, challenger: Side, alpha: float, num_looks: int | None
     ) -> tuple[bool, list[Json], tuple[GateAnswers, GateAnswers], list[float]]:
         """Let both answer gate items until the verdict is clear.
 
         Where the budget does not pay for the next look, the candidate is rejected: that never makes a wrong promotion
-        likelier, and leaves the budget what the final evaluation needs. Returns the verdict, each look, what both
-        answered, and the tokens per question of both.
+        likelier, and leaves the budget what the final evaluation needs. num_looks: after how many a verdict that is
+        given again ended; None = it is new. Returns the verdict, each look, what both answered, and the tokens per
+        question of both.
         """
         answers = GateAnswers([], [], []), GateAnswers([], [], [])
         tokens = [0.0, 0.0]
@@ -190,11 +195,18 @@ class Referee:
             test = paired_test(*([verdict.right for verdict in known.verdicts] for known in answers))
             better = decide(test, look, self.sizes.gate, alpha)
             looks.append(test._asdict() | {"level": LOOKS[look][1] * alpha})
-            if better is None and not self.affords((sizes[look + 1] - stop) * (sum(tokens) / stop + len(tokens))):
-                looks[-1]["budget_ended"], better = True, False
+            if better is None:
+                needed = (sizes[look + 1] - stop) * (sum(tokens) / stop + len(tokens))
+                if not (self.affords(needed) if num_looks is None else look + 1 < num_looks):
+                    looks[-1]["budget_ended"], better = True, False
             if better is not None:
                 return better, looks, answers, [round(spent / stop, 2) for spent in tokens]
         raise AssertionError("unreachable: the last look always decides")
+
+    def _looks_taken(self, candidate: str) -> int | None:
+        """Return after how many looks this verdict ended before a kill or in the run replayed; None = never."""
+        rows = (row for folder in self.told for row in read_jsonl(folder / "verdicts.jsonl"))
+        return next((len(row["looks"]) for row in rows if row["candidate"] == candidate), None)
 
     def verdict_detail(self, candidate: str) -> Json:
         """Return the numbers behind a verdict, for people: fixed, broken, p-value, level."""
@@ -368,31 +380,3 @@ class Door:
         self._referee.check_policy_data(policy)
         self._referee.measure(self._referee.store.champion(), "search", policy=policy)
         return self._referee.judge_policy(policy)
-
-
-def draw_splits(task: Task, sizes: SplitSizes, seed: int) -> Splits:
-    """Return the evaluation splits, with the scorer checked on known answers (a judge: when its model is loaded).
-
-    Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
-    """
-    splits = task.splits(sizes, seed)
-    random.Random(seed).shuffle(splits.gate)  # a verdict may be clear after the first items: no kind may come first
-    if task.scorer["name"] == "judge":
-        return splits
-    with ScorerProcess(task.scorer) as scorer:
-        failures = known_answer_checks(splits.search[:16], scorer.score)
-    if failures:
-        raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
-    return splits
-
-
-def seal_splits(run_dir: Path, splits: Splits, seed: int) -> None:
-    """Write the splits where only their owner can read them, and the hashes by which others avoid their items."""
-    folder = run_dir / "referee"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    for name, items in splits._asdict().items():
-        write_jsonl(folder / f"{name}.jsonl", [item.to_json() for item in items])
-        (folder / f"{name}.jsonl").chmod(0o600)
-    write_json(folder / "evaluation_seed.json", seed)
-    write_json(folder / "evaluation_ids.json", sorted({key for items in splits for item in items for key in item.keys}))

@@ -28,9 +28,17 @@ from agent.metering import PRODUCTIVE, MeteredJobs, peak_rss_gib, tell_retries
 from agent.nodes import Services
 from agent.planners import make_planner
 from agent.prices import load_prices
-from agent.referee import Referee, Scoring, draw_splits, seal_splits
+from agent.referee import Referee, Scoring
 from agent.replay_jobs import open_client
-from agent.sealing import PROCESS_ONLY, closed_places, evaluation_seed, isolation, looks_of
+from agent.sealing import (
+    PROCESS_ONLY,
+    closed_places,
+    draw_splits,
+    evaluation_seed,
+    isolation,
+    looks_of,
+    seal_splits,
+)  # fmt: skip
 from agent.situation import situation_text
 from agent.state import StopReason
 from agent.stopping import interruptible
@@ -259,9 +267,11 @@ def _services(
 ) -> Services:
     store = RunStore(jobs.client.run_dir)
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
+    replay = read_json(store.run_dir / "run.json").get("replay_of")
     referee = Referee(
-        store, jobs, task, scorer, sizes, lambda tokens: budget.affords(tokens, final_tokens(store), "evaluation")
-    )
+        store, jobs, task, scorer, sizes, lambda tokens: budget.affords(tokens, final_tokens(store), "evaluation"),
+        Path(replay["dir"]) / "referee" if replay else None,
+    )  # fmt: skip
     planner = make_planner(
         config.planner, config.seed, jobs, lambda: store.model_dir(store.champion()), situation_text(None)
     )

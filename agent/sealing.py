@@ -1,21 +1,25 @@
-"""What keeps evaluation items from tools and models beside the referee's own folder.
+"""What keeps evaluation items from tools and models.
 
+- The splits are drawn before anything is learned and written where only their owner can read them.
 - With --fresh-evaluation the items of a generator are drawn with a secret seed, told when the run ends. Otherwise who
   knows the task and the seed can draw them again; training on them is refused all the same (see the referee).
 - The places that the tool host and the worker are locked out of, whatever else they may read.
 - The count of looks: how often a model's answers to gate and final items were scored, in run.json.
 """
 
+import random
 import secrets
 from pathlib import Path
 
 from agent.config import RunConfig
-from memory.records import read_json, write_json
+from memory.records import read_json, write_json, write_jsonl
 from memory.store import RunStore
 from tools.contract import Json
 from tools.jobs import landlock
 from tools.jobs.client import REPOSITORY
-from tools.tasks.base import Task
+from tools.tasks.base import Splits, SplitSizes, Task
+from tools.tasks.known_answers import known_answer_checks
+from tools.tasks.scoring import ScorerProcess
 from tools.tasks.training_view import source_files
 
 PROCESS_ONLY = (
@@ -32,6 +36,34 @@ def isolation() -> str:
 def evaluation_seed(config: RunConfig) -> int:
     """Return the seed that evaluation items are drawn with: the run's own, or a secret one for --fresh-evaluation."""
     return secrets.randbits(62) if config.fresh_evaluation else config.seed
+
+
+def draw_splits(task: Task, sizes: SplitSizes, seed: int) -> Splits:
+    """Return the evaluation splits, with the scorer checked on known answers (a judge: when its model is loaded).
+
+    Raises ValueError when there are too few items or the scorer cannot tell right from wrong.
+    """
+    splits = task.splits(sizes, seed)
+    random.Random(seed).shuffle(splits.gate)  # a verdict may be clear after the first items: no kind may come first
+    if task.scorer["name"] == "judge":
+        return splits
+    with ScorerProcess(task.scorer) as scorer:
+        failures = known_answer_checks(splits.search[:16], scorer.score)
+    if failures:
+        raise ValueError(f"the scorer fails its known-answer checks: {'; '.join(failures[:3])}")
+    return splits
+
+
+def seal_splits(run_dir: Path, splits: Splits, seed: int) -> None:
+    """Write the splits where only their owner can read them, and the hashes by which others avoid their items."""
+    folder = run_dir / "referee"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name, items in splits._asdict().items():
+        write_jsonl(folder / f"{name}.jsonl", [item.to_json() for item in items])
+        (folder / f"{name}.jsonl").chmod(0o600)
+    write_json(folder / "evaluation_seed.json", seed)
+    write_json(folder / "evaluation_ids.json", sorted({key for items in splits for item in items for key in item.keys}))
 
 
 def closed_places(run_dir: Path, task: Task) -> list[Path]:

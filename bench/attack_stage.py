@@ -15,9 +15,9 @@ from typing import Any
 
 from agent.config import RunConfig
 from agent.identity import check_identity
-from agent.referee import Door, Referee, draw_splits
+from agent.referee import Door, Referee
 from agent.run import create_run, prepare_worker
-from agent.sealing import closed_places, evaluation_seed
+from agent.sealing import closed_places, draw_splits, evaluation_seed
 from agent.tool_host import ToolHost
 from memory.records import content_id, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, RunStore

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from agent.identity import IdentityError
 from agent.nodes import check_claim
-from agent.referee import ContaminationError, draw_splits
-from agent.sealing import isolation
+from agent.referee import ContaminationError
+from agent.sealing import draw_splits, isolation
 from agent.tool_host import ToolHostError
 from bench.attack_stage import GENERATED, SIZES, Stage, stage, swap_unnoticed
 from bench.common import finish, try_run

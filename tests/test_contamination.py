@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from agent.config import DEFAULT_TASK
-from agent.referee import Door, Referee, seal_splits
+from agent.referee import Door, Referee
+from agent.sealing import seal_splits
 from memory.records import read_jsonl
 from memory.store import RunStore
 from tests.test_curation import JobsHere

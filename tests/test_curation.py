@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from agent.config import DEFAULT_TASK
-from agent.referee import Referee, seal_splits
+from agent.referee import Referee
+from agent.sealing import seal_splits
 from memory.lessons import recall, remember
 from memory.records import content_id, read_jsonl
 from memory.store import RunStore

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent.identity import IdentityError
-from agent.referee import ContaminationError, Door, Referee, seal_splits
-from agent.sealing import verdicts_before
+from agent.referee import ContaminationError, Door, Referee
+from agent.sealing import seal_splits, verdicts_before
 from memory.records import content_id, read_json, write_json
 from memory.store import BASE, GREEDY, RunStore
 from tests.test_referee import GATE, FakeJobs, FakeScorer

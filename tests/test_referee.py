@@ -1,5 +1,6 @@
 """The referee with scripted answers: verdicts in steps, guards, what comes back and what does not."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +9,8 @@ import pytest
 
 from agent.console import gain_text
 from agent.guards import Evidence, GateAnswers, _bounded, _paired, form, length
-from agent.referee import Referee, seal_splits
+from agent.referee import Referee
+from agent.sealing import seal_splits
 from agent.statistics import look_sizes
 from agent.views import verdict_text
 from memory.records import read_jsonl, write_json
@@ -140,6 +142,11 @@ def test_a_verdict_that_the_budget_does_not_pay_for_is_a_rejection(make: Any) ->
     # Two sides, each with one token for the prompt and one for the answer of every item of the next look.
     assert asked == [4 * (second - first)]
     assert "the budget did not pay for the next look" in verdict_text(detail)
+    # Killed before the run's record was written, and resumed with a larger budget: what was decided stays.
+    referee.affords = lambda tokens: True
+    again = Referee(referee.store, referee.jobs, referee.task, referee.scorer, referee.sizes)
+    shutil.rmtree(referee.store.run_dir / "evals")
+    assert not again.judge("same")["accepted"] and again.verdict_detail("same") == detail
     assert referee.judge("good")["accepted"], "a clear gain needs no second look"
 
 
