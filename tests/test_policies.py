@@ -277,7 +277,10 @@ def test_the_prompt_search_keeps_what_scores_better_and_drops_what_quotes_a_ques
     assert store.policy(store.champion_policy())["settings"] == {"system": "Say yes."}
     (log,) = store.datasets("prompt_search")
     assert [row["system"] for row in store.rows("data", log["id"], "tried.jsonl")] == ["Say yes."] * 2
-    assert legal_search(context) == {}, "from a new champion another search may start"
+    assert legal_search(context) is None, "this search led here"
+    num_jobs = len(jobs.specs)
+    assert search_prompt(context, proposals=2) == told, "killed before its result was written, it goes on"
+    assert len(jobs.specs) == num_jobs and len(store.datasets("prompt_search")) == 1
     asked = [json.loads(spec)[1] for spec in jobs.specs if "propose_prompts" in spec]
     assert [row["question"] for row in asked[0]["failures"]] == [f"search question {n}" for n in (1, 3, 5)]
     assert asked[1]["failures"] == [], "nothing is wrong any more under the better prompt"

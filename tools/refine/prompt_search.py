@@ -26,11 +26,12 @@ TEMPERATURE, TOP_K = 1.0, 50
 
 
 def legal_search(context: ToolContext) -> Grid | None:
-    """Nothing waits for a verdict, and no search started from the champion as it is now."""
+    """Nothing waits for a verdict, and no search started from or led to the champion as it is now."""
     store = context.store
-    now = (store.champion(), store.champion_policy())
-    searched = {(done["model"], done["policy"]) for done in store.datasets("prompt_search")}
-    return None if store.candidate() is not None or now in searched else {}
+    model, policy = store.champion(), store.champion_policy()
+    searches = [done for done in store.datasets("prompt_search") if done["model"] == model]
+    searched = any(policy in (done["policy"], done["proposed"]) for done in searches)
+    return None if store.candidate() is not None or searched else {}
 
 
 def search_tokens(context: ToolContext, proposals: int) -> int:
@@ -49,6 +50,11 @@ def search_prompt(run: ToolRun, proposals: Literal[2, 4, 8] = 4) -> Json:
     context = run.context
     store, referee = context.store, context.referee
     model, policy = store.champion(), store.champion_policy()
+    for done in store.datasets("prompt_search"):
+        # Killed after its verdict and before its result was written, a call runs again under the policy it found.
+        if done["model"] == model and done["proposed"] == policy:
+            proposed = propose(context, store.policy(policy)["settings"])
+            return {"log": done["id"], "num_tried": done["num_tried"]} | proposed
     best = referee.measure(model, "search", 0, policy)
     best_system: str | None = None
     tried: list[Json] = []
@@ -63,8 +69,9 @@ def search_prompt(run: ToolRun, proposals: Literal[2, 4, 8] = 4) -> Json:
             tried.append({"round": turn, "system": system, "policy": record["policy"], "score": record["score"]})
             if record["score"] > best["score"]:
                 best, best_system = record, system
-    done: Json = {"kind": "prompt_search", "model": model, "policy": policy, "num_tried": len(tried)}
-    log = store.put("data", content_id([done, tried]), done, {"tried.jsonl": tried})
+    proposed_id = None if best_system is None else add_policy(store, changed(store, system=best_system))
+    log: Json = {"kind": "prompt_search", "model": model, "policy": policy, "num_tried": len(tried)}
+    log = store.put("data", content_id([log, tried]), log | {"proposed": proposed_id}, {"tried.jsonl": tried})
     found: Json = {"log": log["id"], "num_tried": len(tried)}
     if best_system is None:
         return found | {"told": "no prompt is better on search items, so the gate was not asked"}

@@ -56,7 +56,7 @@ def propose(context: ToolContext, settings: Json, control: Json | None = None) -
         found |= {"control": {"kind": kind_of(control)} | {name: other[name] for name in shown}}
     if search["score"] <= before["score"]:
         return found | {"told": "no better on search items, so the gate was not asked"}
-    told = referee.judge_policy(policy)
+    told = verdict or referee.judge_policy(policy)
     return found | {"accepted": told["accepted"], "gate_items": told["n"], "refused_by": told["refused_by"]}
 
 
