@@ -134,5 +134,6 @@ def test_long_answers_are_sampled_less_often(tmp_path: Path, score: float, answe
         )
     assert legal_prompting(ToolContext(store, cast(Jobs, None), cast(Judge, None), 0, "sums")) == [
         expected,
-        expected | {"num_items": [expected["num_items"][0] // 2]},
+        expected
+        | {"num_items": [expected["num_items"][0] // 2], "samples_per_item": [16 if answer_tokens == 5 else 8]},
     ]

@@ -41,9 +41,10 @@ def legal_prompting(context: ToolContext) -> list[Grid] | None:
         return None
     if answer_tokens(store, few_shot=True)[1] <= SHORT_ANSWER:
         grid: Grid = {"samples_per_item": [32, 64], "temperature": [1.0, 1.2], "num_items": [1024, 1536]}
-        few = 512
+        few, fewest = 512, 16
     else:  # dear, and each token may go wrong
-        grid, few = {"samples_per_item": [8, 16], "temperature": [0.7], "num_items": [512, 1024]}, 256
+        grid = {"samples_per_item": [8, 16], "temperature": [0.7], "num_items": [512, 1024]}
+        few, fewest = 256, 8
     zero_shot = store.score(store.champion())
     if store.champion_policy() != GREEDY:
         grid["prompting"] = ["policy"]
@@ -51,7 +52,7 @@ def legal_prompting(context: ToolContext) -> list[Grid] | None:
         grid["prompting"] = ["zero_shot"]
     else:  # few-shot answers teach the form, for which few are enough
         grid |= {"prompting": ["few_shot"], "num_items": [few]}
-    return [grid, grid | {"num_items": [grid["num_items"][0] // 2]}]
+    return [grid, grid | {"num_items": [grid["num_items"][0] // 2], "samples_per_item": [fewest]}]
 
 
 def generation_tokens(

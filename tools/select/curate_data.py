@@ -16,7 +16,7 @@ from tools.select.selector import DEFAULT, SELECTORS, Pool, choose, offered
 
 LEAST_FIRST_EXAMPLES = 64
 """Enough to teach the answer's form, after which sampling succeeds far more often."""
-LEAST_EXAMPLES = 256
+LEAST_EXAMPLES = 192
 """Later gains are smaller, and what fewer examples bring is mostly too little for the referee to prove."""
 HIGHEST_PASS_RATE = {"not_too_easy": 0.9, "hard": 0.6}
 """What the champion solves more often than this teaches it nothing (few-shot answers of the base always teach form)."""
@@ -29,8 +29,6 @@ ANSWERS = ("samples", "imported")
 INTERMEDIATE = ("pool", "regions")
 """Kinds of datasets that curation makes on its way, and nothing is trained on."""
 SIZES = (512, 1024, 2048)
-LEAST_SIZE = 192
-"""Where the budget does not pay for reading more."""
 POOL = 2
 """Candidates for each row of a set: what lies beyond these is easier than anything that should still be chosen."""
 ORIGIN = ("item_id", "generation", "model", "pass_rate", "difficulty")
@@ -78,7 +76,7 @@ def legal_curation(context: ToolContext) -> list[Grid] | None:
         # The first size that takes all of them is the last one.
         sizes = [size for size in SIZES if size / 2 < unused["not_too_easy"]]
         grid = {"keep": enough, "size": sizes, "choice": offered(context)}
-    return [grid, grid | {"size": [LEAST_SIZE], "choice": [DEFAULT]}]
+    return [grid, grid | {"size": [LEAST_EXAMPLES], "choice": [DEFAULT]}]
 
 
 def training_tokens(context: ToolContext, size: int, choice: str, **_: Any) -> int:
