@@ -24,7 +24,7 @@ from tools.contract import Grid, Json, ToolContext, ToolRun, tool
 from tools.engines.base import Completion, Message
 from tools.evaluate.costs import answer_tokens, base_record, new_set_tokens, question_tokens
 from tools.jobs.job import Job
-from tools.select.curate_data import least_examples
+from tools.select.curate_data import SIZES, least_examples
 from tools.tasks.base import Item, Verdict
 
 FIRST_SAMPLES = 4
@@ -60,6 +60,7 @@ def generation_tokens(
 ) -> int:
     """Tokens of the sampling, and of the training and verdict that make it useful."""
     del temperature
+    num_new = least_examples(context.store)
     earlier = [
         one
         for one in context.store.datasets("samples")
@@ -70,11 +71,15 @@ def generation_tokens(
         latest = earlier[-1]
         per_sample = latest["num_tokens"] / (latest["num_items"] * latest["samples_per_item"])
         sampling = num_items * samples_per_item * per_sample
+        # Most of what it brings should be read too, else fewer samples were enough.
+        health = latest["health"]
+        share = 1 - (health["never_right"] + health["always_right"]) / health["num_items"]
+        num_new = max(num_new, min(int(share * num_items / 2), SIZES[0]))
     else:
         sampling = num_items * _first_sampling_tokens(context.store, samples_per_item, prompting == "few_shot")
     if prompting == "policy":  # its prompts are read beside those of the question alone
         sampling += num_items * question_tokens(context.store)
-    return int(sampling + new_set_tokens(context, least_examples(context.store)))
+    return int(sampling + new_set_tokens(context, num_new))
 
 
 def _first_sampling_tokens(store: RunStore, samples_per_item: int, few_shot: bool) -> float:
