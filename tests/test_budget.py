@@ -106,6 +106,14 @@ def test_an_action_that_the_disk_does_not_hold_is_not_on_the_menu(tmp_path: Path
         assert [choice["tool"] for choice in build_menu([offer | {"tokens": [10]}], store, budget)] == tools
 
 
+def test_what_is_offered_second_comes_where_the_budget_affords_nothing_of_the_first(tmp_path: Path) -> None:
+    offer: dict[str, Any] = {"tool": "work", "stage": "acquire", "summary": ""}
+    offers = [offer | {"grid": {"n": [10, 20]}, "tokens": [100, 200]}, offer | {"grid": {"n": [1]}, "tokens": [10]}]
+    for limit, arguments in ((300, [{"n": [10, 20]}]), (150, [{"n": [10]}]), (50, [{"n": [1]}]), (5, [])):
+        menu = build_menu(offers, store_of(tmp_path / str(limit)), Budget(None, limit))
+        assert [choice["arguments"] for choice in menu] == arguments
+
+
 def store_of(tmp_path: Path) -> RunStore:
     """Three models: one rejected, its child accepted, and a second rejected one from the base."""
     store = RunStore(tmp_path / "run")
