@@ -248,17 +248,13 @@ class Referee:
         """
         held_out = [item.question for split in SPLITS for item in self.items(split)]
         texts = [(place, row["prompt"]) for place, row in enumerate(rows)]
-        whole = [
-            (place, f"{row['prompt']} {row['completion']}") for place, row in enumerate(rows) if "completion" in row
+        texts += [
+            (place, f"{text} {rows[place]['completion']}") for place, text in texts if "completion" in rows[place]
         ]
-        args = {
-            "questions": [text for _, text in texts + whole],
-            "held_out": held_out,
-            "generated": self.task.generated,
-        }
+        args = {"questions": [text for _, text in texts], "held_out": held_out, "generated": self.task.generated}
         found, _ = self.jobs.run("tools.select.contamination:find_overlaps", args)
         reasons: dict[int, str] = {}
-        for (place, _), reason in zip(texts + whole, found["reasons"], strict=True):
+        for (place, _), reason in zip(texts, found["reasons"], strict=True):
             if reason is not None:
                 reasons.setdefault(place, reason)
         kept = [row for place, row in enumerate(rows) if place not in reasons]

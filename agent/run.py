@@ -38,7 +38,7 @@ from agent.sealing import (
     isolation,
     looks_of,
     seal_splits,
-)  # fmt: skip
+)
 from agent.situation import situation_text
 from agent.state import StopReason
 from agent.stopping import interruptible

@@ -80,9 +80,8 @@ class PrefixCollator:
 
 def _over_the_sequence(columns_NL: Tensor, num_shared: int, shares: list[bool]) -> Tensor:
     """Return the boolean mask (1, 1, T, T): a token sees its row up to itself, and the shared tokens if it has them."""
-    owner_T = torch.tensor(
-        [0] * num_shared + [n for n, row in enumerate(columns_NL, 1) for column in row if column >= 0]
-    )
+    lengths = [num_shared, *(columns_NL != PADDING).sum(1).tolist()]
+    owner_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     sees_shared_T = torch.tensor([True, *shares])[owner_T]
     same = owner_T[:, None] == owner_T[None, :]
     return (same | (sees_shared_T[:, None] & (owner_T == 0)[None, :])).tril()[None, None]

@@ -21,4 +21,4 @@ def train(
             f"the installed TRL has no self-distillation ({missing}); call finetune_model, or install the version of "
             "constraints.txt"
         ) from missing
-    return run_training(job, distilling_trainer, model_id, settings, parent, datasets, rehearse, seed)
+    return run_training(distilling_trainer, job, model_id, settings, parent, datasets, rehearse, seed)

@@ -6,6 +6,7 @@ any more; the losses "sigmoid" and "sft" with weights are the same. The referenc
 from. Files, checkpoints, progress and what a candidate is are those of sft_worker.py.
 """
 
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -24,13 +25,6 @@ BETA = 0.1
 NLL_WEIGHT = 1.0
 """Of the right answer's mean negative log-likelihood per token, beside the preference's loss of 1."""
 LEAST_PAIRS = 2 * BATCH_EXAMPLES
-
-
-def train(
-    job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], rehearse: list[str], seed: int
-) -> Json:
-    """Train and save one candidate on preferences; returns what sft_worker's does, num_examples being pairs."""
-    return run_training(job, preference_trainer, model_id, settings, parent, datasets, rehearse, seed)
 
 
 def preference_pairs(store: RunStore, rows: list[Json]) -> list[Json]:
@@ -79,6 +73,10 @@ def preference_trainer(job: Job, rows: list[Json], settings: Json, seed: int, mo
     )
     model.delete_adapter("ref")  # its log-probabilities are known now; checkpoints would hold it too
     return trainer
+
+
+train = partial(run_training, preference_trainer)
+"""The job; num_examples counts pairs."""
 
 
 def _tokens(tokenizer: Any, system_prompt: str, pair: Json) -> dict[str, list[int]]:

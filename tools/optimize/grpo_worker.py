@@ -11,6 +11,7 @@ A reward of your own: a function from verdicts and answers to numbers in REWARDS
 import random
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -62,13 +63,6 @@ REWARDS: dict[Callable[[list[Verdict], list[Completion]], list[float]], float] =
 """Reward -> its weight in the sum."""
 
 
-def train(
-    job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], rehearse: list[str], seed: int
-) -> Json:
-    """Train and save one candidate; returns what sft_worker's does, num_examples being groups of samples."""
-    return run_training(job, reward_trainer, model_id, settings, parent, datasets, rehearse, seed)
-
-
 def reward_trainer(job: Job, rows: list[Json], settings: Json, seed: int, model: Any, watch: Watch) -> Any:
     """Return the trainer. Raises ToolError when there are too few items."""
     items = items_of(job, rows)
@@ -103,6 +97,10 @@ def reward_trainer(job: Job, rows: list[Json], settings: Json, seed: int, model:
     trainer.notes = peak.notes
     share_prompts(model.get_base_model(), trainer._count)
     return trainer
+
+
+train = partial(run_training, reward_trainer)
+"""The job; num_examples counts groups of samples."""
 
 
 class RewardTrainer(SharedPrompts, GRPOTrainer):

@@ -6,6 +6,7 @@ checkpoints, progress and what a candidate is are those of sft_worker.py.
 """
 
 import random
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -22,13 +23,6 @@ from tools.optimize.sft_worker import Watch, arguments, run_training
 from tools.optimize.shared_prompts import SharedPrompts
 
 BETA = 0.1
-
-
-def train(
-    job: Job, model_id: str, settings: Json, parent: str, datasets: list[str], rehearse: list[str], seed: int
-) -> Json:
-    """Train and save one candidate; returns what sft_worker's does, num_examples being right and wrong answers."""
-    return run_training(job, answer_trainer, model_id, settings, parent, datasets, rehearse, seed)
 
 
 def labelled_answers(store: RunStore, rows: list[Json], seed: int) -> list[Json]:
@@ -75,6 +69,10 @@ def answer_trainer(job: Job, rows: list[Json], settings: Json, seed: int, model:
     )
     model.delete_adapter("ref")  # its log-probabilities are known now; checkpoints would hold it too
     return trainer
+
+
+train = partial(run_training, answer_trainer)
+"""The job; num_examples counts right and wrong answers."""
 
 
 def with_other_answers(rows: list[Json]) -> list[Json]:

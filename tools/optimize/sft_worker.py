@@ -18,6 +18,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,6 @@ RESULT = ("num_examples", "num_steps", "loss_first", "loss_last", "train_s")
 FULL_LEARNING_RATE_FACTOR = 0.05
 
 
-def train(
-    job: Job,
-    model_id: str,
-    settings: Json,
-    parent: str,
-    datasets: list[str],
-    rehearse: list[str],
-    seed: int,
-    beside: Sequence[str] = (),
-) -> Json:
-    """Train and save one candidate; returns {"model", "num_examples", "loss_first", "loss_last", "train_s", ...}."""
-    return run_training(job, completion_trainer, model_id, settings, parent, datasets, rehearse, seed, beside)
-
-
 def completion_trainer(job: Job, rows: list[Json], settings: Json, seed: int, model: Any, watch: "Watch") -> Any:
     """Return the trainer of supervised fine-tuning."""
     engine, system_prompt = job.resident.local_engine, job.resident.settings["system_prompt"]
@@ -88,8 +75,8 @@ def completion_trainer(job: Job, rows: list[Json], settings: Json, seed: int, mo
 
 
 def run_training(
-    job: Job,
     make_trainer: Callable[..., Any],
+    job: Job,
     model_id: str,
     settings: Json,
     parent: str,
@@ -100,6 +87,7 @@ def run_training(
 ) -> Json:
     """Train and save one candidate with the trainer that make_trainer builds (see `completion_trainer`).
 
+    Returns {"model", "num_examples", "num_steps", "loss_first", "loss_last", "train_s"}.
     rehearse: datasets of which some rows are read again; beside: those of which all are.
 
     The trainer's count_tokens() returns the tokens that were trained on; its `notes`, if any, go into the manifest.
@@ -169,6 +157,10 @@ def run_training(
         store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
         shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+train = partial(run_training, completion_trainer)
+"""The job of supervised fine-tuning."""
 
 
 class CompletionTrainer(SFTTrainer):

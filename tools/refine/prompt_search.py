@@ -69,9 +69,9 @@ def search_prompt(run: ToolRun, proposals: Literal[2, 4, 8] = 4) -> Json:
             tried.append({"round": turn, "system": system, "policy": record["policy"], "score": record["score"]})
             if record["score"] > best["score"]:
                 best, best_system = record, system
-    proposed_id = None if best_system is None else add_policy(store, changed(store, system=best_system))
     log: Json = {"kind": "prompt_search", "model": model, "policy": policy, "num_tried": len(tried)}
-    log = store.put("data", content_id([log, tried]), log | {"proposed": proposed_id}, {"tried.jsonl": tried})
+    log["proposed"] = None if best_system is None else best["policy"]
+    log = store.put("data", content_id([log, tried]), log, {"tried.jsonl": tried})
     found: Json = {"log": log["id"], "num_tried": len(tried)}
     if best_system is None:
         return found | {"told": "no prompt is better on search items, so the gate was not asked"}
