@@ -200,8 +200,9 @@ class WorkerClient:
             "PYTHONHASHSEED": "0",
             "TMPDIR": str(self.run_dir / "tmp"),
             # A thread that spins at a barrier starves the one it waits for when another process wants a core: with the
-            # default an evaluation took 30 times longer beside one busy process, with this at most twice.
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "3000"),
+            # default an evaluation took 30 times longer beside one busy process. One that sleeps at once is woken too
+            # late for the next operation: a third of this made a training as slow as on one core.
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
             # Large tensors are made and freed all the time: keep their pages instead of asking the kernel each time.
             "MALLOC_MMAP_THRESHOLD_": "4294967296",
             "MALLOC_TRIM_THRESHOLD_": "4294967296",

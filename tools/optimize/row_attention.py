@@ -40,23 +40,27 @@ def row_attention(
     num_shared, groups = attention_mask.shape[-1] - longest, num_heads // num_key_heads
 
     def in_rows(x: Tensor) -> Tensor:
-        """(1, heads, T, D) -> (N, heads, L, D)."""
-        own = ToRows.apply(x[0, :, num_shared:].transpose(0, 1).flatten(1), columns_NL)
+        """(1, heads, T - P, D) -> (N, heads, L, D)."""
+        own = ToRows.apply(x[0].transpose(0, 1).flatten(1), columns_NL)
         return own.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
 
-    def behind_shared(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :, :num_shared].expand(num_rows, -1, -1, -1), in_rows(x)], dim=2)
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """(n, H, q, D), (n, K, k, D) twice and mask (n, 1, q, k) -> (n, q, C)."""
+        grouped = query.reshape(len(query), num_key_heads, -1, query.shape[-1])
+        output = _attend(grouped, key, value, mask.repeat(1, 1, groups, 1), more["scaling"])
+        return output.reshape(query.shape).transpose(1, 2).flatten(2)
 
-    grouped = in_rows(query).reshape(num_rows, num_key_heads, groups * longest, -1)
-    mask = attention_mask.repeat(1, 1, groups, 1)
-    scale = more["scaling"]
-    output = _attend(grouped, behind_shared(key), behind_shared(value), mask, scale)
-    output = output.reshape(num_rows, num_heads, longest, -1).transpose(1, 2)
-    flat_TC = ToSequence.apply(output.flatten(2), columns_NL)
+    # One split of each: its gradient is one copy, that of two slices two sums over all tokens.
+    parts = [x.split([num_shared, x.shape[2] - num_shared], dim=2) for x in (query, key, value)]
+    (query_of_shared, query), (shared_key, key), (shared_value, value) = parts
+    keys, values = (
+        torch.cat([shared.expand(num_rows, -1, -1, -1), in_rows(own)], dim=2)
+        for shared, own in ((shared_key, key), (shared_value, value))
+    )
+    flat_TC = ToSequence.apply(attend(in_rows(query), keys, values, attention_mask), columns_NL)
     if num_shared:
-        query, key, value = (x[:, :, :num_shared] for x in (query, key, value))
-        first = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-        flat_TC = torch.cat([first[0].transpose(0, 1).flatten(1), flat_TC])
+        causal = torch.ones(1, 1, num_shared, num_shared, dtype=torch.bool, device=query.device).tril()
+        flat_TC = torch.cat([attend(query_of_shared, shared_key, shared_value, causal)[0], flat_TC])
     return flat_TC.view(1, len(flat_TC), num_heads, -1), None
 
 
