@@ -20,6 +20,7 @@ from tools.refine.best_of_n import best_settings, legal_best, take_passing_answe
 from tools.refine.card import policy_section, write_policy
 from tools.refine.feedback import legal_mending
 from tools.refine.few_shot import legal_examples, nearest, show_examples
+from tools.refine.judged_answer import legal_judged, take_judged_answer
 from tools.refine.policy import Asked, answer, policy_id
 from tools.refine.prompt_search import legal_search, search_prompt
 from tools.refine.proposal import add_policy, changed, propose
@@ -220,7 +221,7 @@ def test_no_gold_answer_is_in_what_answers_or_in_what_a_tool_can_read(make: Make
     assert len(jobs.specs) > 10 and not any(SECRET in spec for spec in jobs.specs)
     files = [path for path in referee.store.run_dir.rglob("*.json*") if "referee" not in path.parts]
     assert files and not any(SECRET in path.read_text() for path in files)
-    assert set(Asked._fields) == {"policy", "engine", "memory", "store", "max_new_tokens", "failing"}
+    assert set(Asked._fields) == {"policy", "engine", "memory", "store", "max_new_tokens", "failing", "ask_base"}
 
 
 def test_tests_stay_with_the_referee_but_for_the_published_ones(make: Make) -> None:
@@ -243,6 +244,18 @@ def test_verifiers_are_illegal_where_only_the_gold_answer_tells(make: Make) -> N
     store = referee.store
     chosen = answer(resident, store, BASE, add_policy(store, {"choice": best_settings(4)}), ["q"], 8)
     assert [one.text for one in chosen] == ["no"]
+
+
+def test_where_a_judge_scores_nothing_chooses_by_a_judge(make: Make) -> None:
+    referee, _ = make(votes_help)
+    referee.judge("good")
+    context, record = context_of(referee), referee.store.score(BASE)
+    assert record is not None and legal_judged(context) == {"samples": [4, 8]}
+    path = referee.store.folder("evals", record["id"]) / "record.json"
+    write_json(path, read_json(path) | {"scorer_note": "judge, unchecked"})
+    assert legal_judged(context) is None
+    with pytest.raises(ToolError, match="may not look at what scores it"):
+        take_judged_answer(context, samples=4)
 
 
 # --- what tools do

@@ -13,6 +13,7 @@ from tools.engines.base import Completion, Sampling
 from tools.refine.best_of_n import best_settings
 from tools.refine.feedback import mend_settings
 from tools.refine.few_shot import nearest
+from tools.refine.judged_answer import judged_settings
 from tools.refine.policy import answer, kind_of, settings_of
 from tools.refine.proposal import add_policy
 from tools.refine.self_consistency import vote_settings
@@ -120,6 +121,27 @@ def test_of_several_programs_one_that_passes_the_public_tests_is_taken(tmp_path:
     policy = add_policy(store, {"choice": best_settings(4)})
     chosen = answer(resident, store, BASE, policy, ["a", "b"], 8, [["t1", "t2"], ["t3"]])
     assert [one.text for one in chosen] == ["good", "bad"], "the most frequent one where none passes"
+
+
+def test_of_several_answers_the_one_with_the_highest_grade_is_taken(tmp_path: Path) -> None:
+    store, prompts = RunStore(tmp_path), []
+
+    def ask_base(asked: list[str]) -> list[str]:
+        prompts.extend(asked)
+        grades = {"poor": "2", "fine": "Grade: 9", "as fine": "9", "unread": "who knows"}
+        return [next(grades[name] for name in sorted(grades, key=len)[::-1] if f"\n{name}\n" in text) for text in asked]
+
+    resident = resident_of([
+        [said("poor"), said("poor "), said("fine"), said("unread")],
+        [said("fine"), said("as fine"), said("as fine"), said("poor", "length")],
+        [said("unread"), said("unread"), said("poor"), said("!")],
+    ])  # fmt: skip
+    resident.ask_base = ask_base
+    policy = add_policy(store, {"choice": judged_settings(4)})
+    chosen = answer(resident, store, BASE, policy, ["q one", "q two", "q three"], 8)
+    assert [one.text for one in chosen] == ["fine", "as fine", "poor"], "of equal grades the most frequent"
+    assert len(prompts) == 8, "each different answer is graded once, one that says nothing never"
+    assert "q one" in prompts[0] and "q three" in prompts[-1]
 
 
 def test_a_failing_program_is_written_again_with_its_failing_tests_in_view(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Asked(NamedTuple):
     max_new_tokens: int
     failing: FindFailing
     """Gives the public tests that programs fail, each given as (place of its question, program); [] without tests."""
+    ask_base: Callable[[list[str]], list[str]]
+    """Gives the base model's reply to each prompt; the engine has the base model loaded after it."""
 
 
 def policy_id(settings: Json) -> str:
@@ -108,7 +110,10 @@ def prepare(
         from tools.refine.public_tests import finder
 
         failing = finder(resident.scorer, tests)
-    asked = Asked(policy, resident.engine, lambda: resident.memory, store, max_new_tokens, failing)
+    asked = Asked(
+        policy, resident.engine, lambda: resident.memory, store, max_new_tokens, failing,
+        lambda prompts: resident.ask_base(prompts),
+    )  # fmt: skip
     return settings_of(store, policy), asked
 
 
