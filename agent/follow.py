@@ -12,6 +12,7 @@ from typing import Any
 from agent.views import Json, count_text, read_report, score_text, verdict_details, verdict_text
 from memory.records import content_id
 from memory.store import BASE, GREEDY, RunStore, candidate_of
+from tools.refine.policy import datasets_of
 from tools.select.curate_data import ANSWERS, INTERMEDIATE
 
 Node = dict[str, Any]
@@ -78,11 +79,6 @@ def removed_text(model: Json) -> str:
     """Return what to say of a model whose weights were removed to save disk; nothing for another."""
     gone = model.get("removed")
     return "" if gone is None else f"; its weights ({gone['bytes'] / 2**20:.1f} MiB) were removed after the verdict"
-
-
-def _shown_datasets(policy: Json) -> list[str]:
-    """Return the datasets whose rows a policy shows as examples."""
-    return list(policy["settings"].get("shots", {}).get("datasets", {}))
 
 
 def _one_line(text: str, length: int = 100) -> str:
@@ -162,7 +158,7 @@ class Thread:
             facts = self._counts(self.rows(dataset_id, "train.jsonl")) | {"rejected": dataset.get("rejected", {})}
             node = self._dataset_up(dataset_id)
             led_to = self._models_trained_on(dataset_id)
-            uses = (name for name, one in self.policies.items() if dataset_id in _shown_datasets(one))
+            uses = (name for name, one in self.policies.items() if dataset_id in datasets_of(one["settings"]))
             led_to += [self._policy_up(name) | {"children": []} for name in uses]
         shown = [f"{name.replace('_', ' ')}: {count_text(facts[name])}" for name in ("by_model", "by_difficulty")]
         return _root(node | facts | {"text": "; ".join([node["text"], *shown])}, node["children"], led_to)
@@ -206,7 +202,7 @@ class Thread:
         policy = self.policies[policy_id]
         settings = policy["settings"]
         parent = [self._policy_up(policy["parent"])] if policy["parent"] in self.policies else []
-        shown = [self._frozen(name) for name in _shown_datasets(policy) if name in self.datasets]
+        shown = [self._frozen(name) for name in datasets_of(policy["settings"]) if name in self.datasets]
         text = f"{policy['kind']}, proposed for model {policy['model']} in place of policy {policy['parent']}"
         return _node("policy", policy_id, text, [*parent, *shown], settings=settings)
 

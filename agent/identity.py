@@ -14,7 +14,7 @@ from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
 from tools.engines.models import PROMPT_FILES, WEIGHT_FILES, fingerprint
 from tools.jobs.client import REPOSITORY
-from tools.refine.policy import settings_of
+from tools.refine.policy import datasets_of, settings_of
 from tools.tasks.base import Task
 from tools.tasks.training_view import source_files
 
@@ -125,16 +125,16 @@ def check_model(store: RunStore, model_id: str) -> None:
 
 
 def check_policy(store: RunStore, policy: str) -> None:
-    """Raise IdentityError when a policy, or a dataset that it takes examples from, is not what it was made as."""
+    """Raise IdentityError when a policy, or a dataset whose rows it uses, is not what it was made as."""
     try:
-        shown = settings_of(store, policy).get("shots", {}).get("datasets", {})
-        now = {name: content_id(store.rows("data", name, "train.jsonl")) for name in shown}
+        used = datasets_of(settings_of(store, policy))
+        now = {name: content_id(store.rows("data", name, "train.jsonl")) for name in used}
     except ValueError as problem:
         raise IdentityError(f"the score is refused: {problem}") from problem
-    for name, began in shown.items():
+    for name, began in used.items():
         if (found := now[name]) != began:
             raise IdentityError(
-                f"the score is refused: dataset {name}, whose rows policy {policy} shows, was changed "
+                f"the score is refused: dataset {name}, whose rows policy {policy} uses, was changed "
                 f"({_difference(began, found)}); put it back and resume, or start a new run"
             )
 

@@ -25,7 +25,7 @@ from agent.statistics import (
 from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json
 from memory.store import BASE, GREEDY, RunStore, policy_candidate
 from tools.contract import Jobs, Json, Overlaps, ToolError
-from tools.refine.policy import settings_of
+from tools.refine.policy import datasets_of, settings_of
 from tools.tasks.base import Item, SplitSizes, Task, Verdict
 from tools.tasks.judge import JudgeScorer
 from tools.tasks.scoring import ScorerProcess
@@ -280,10 +280,10 @@ class Referee:
     def check_policy_data(self, policy: str) -> None:
         """Raise ContaminationError when a policy holds evaluation items, or draws on datasets that were changed."""
         settings = settings_of(self.store, policy)
-        shots = settings.get("shots", {})
-        for dataset, trained_on in shots.get("datasets", {}).items():
-            self._check_dataset(policy, dataset, trained_on)
-        shown = [text for question, answer in shots.get("examples", []) for text in (question, f"{question} {answer}")]
+        for dataset, made_with in datasets_of(settings).items():
+            self._check_dataset(policy, dataset, made_with)
+        examples = settings.get("shots", {}).get("examples", [])
+        shown = [text for question, answer in examples for text in (question, f"{question} {answer}")]
         texts = [{"prompt": text} for text in (settings.get("system"), *shown) if text]
         if texts and self.remove_overlaps(texts).removed:
             raise ContaminationError(

@@ -4,8 +4,9 @@
 
 Votes, examples and the prompt search: the champion of --run (its task and adapter; without one an adapter trained as
 in bench/preferences.py), on questions that it was not trained on. The prompt search reads failures on other questions,
-and its control is as many prompts by a writer that reads none. Best of n and feedback: the base model on
-small python functions, whose rows publish some of their tests and are scored by others.
+and its control is as many prompts by a writer that reads none. Test-time training: on a tenth of the questions. Best
+of n and feedback: the base model on small python functions, whose rows publish some of their tests and are scored by
+others.
 Cost: tokens that go through the model for one question; what questions share counts once. fixed and broken: against
 greedy answers, and against the control, where a sign test says whether a policy is worth more than its cost.
 """
@@ -32,6 +33,7 @@ from tools.refine.policy import answer
 from tools.refine.prompt_search import NUM_FAILURES, ROUNDS, propose_prompts
 from tools.refine.proposal import add_policy
 from tools.refine.self_consistency import vote_settings
+from tools.refine.test_time_training import training_settings
 from tools.tasks.base import Item
 from tools.tasks.scoring import ScorerProcess
 
@@ -119,6 +121,19 @@ def trained_arms(place: Place, datasets: list[str], quick: bool) -> list[Json]:
     return [*arms, ask(place, "prompt search", searched[1]) | {"control": "prompts, no failures read"}]
 
 
+def taught_arms(place: Place, datasets: list[str], num_questions: int) -> list[Json]:
+    """Return test-time training on few questions, for each is a training; its control shows rows instead."""
+    few = place._replace(questions=place.questions[:num_questions])
+    hashes = {name: content_id(place.store.rows("data", name, "train.jsonl")) for name in datasets}
+    shown = {"shots": {"kind": "few_shot", "datasets": hashes, "count": 4}}
+    return [
+        ask(few, "fewer questions: greedy", {}),
+        ask(few, "4 nearest examples", shown),
+        ask(few, "trained on 8 neighbours", {"choice": training_settings(hashes, 8)})
+        | {"control": "4 nearest examples"},
+    ]
+
+
 def search(place: Place, proposals: int, num_items: int, reads: bool) -> Json:
     """Return the settings of the best prompt on other questions; reads: whether its writer sees failures."""
     items = place.resident.task.stream(2 * FRESH_START, num_items, 0)
@@ -192,6 +207,7 @@ def main() -> None:
     num_questions = 150 if arguments.quick else 1000
     place, datasets = trained_place(arguments.run, arguments.seed, 256 if arguments.quick else 1024, num_questions)
     arms = compared(trained_arms(place, datasets, arguments.quick))
+    arms += compared(taught_arms(place, datasets, 20 if arguments.quick else 100))
     coder = code_place(num_questions // 5, place.resident, place.store)
     arms += compared(code_arms(coder, arguments.quick))
     for scorer in (place.resident.scorer, coder.resident.scorer):

@@ -221,7 +221,8 @@ def test_no_gold_answer_is_in_what_answers_or_in_what_a_tool_can_read(make: Make
     assert len(jobs.specs) > 10 and not any(SECRET in spec for spec in jobs.specs)
     files = [path for path in referee.store.run_dir.rglob("*.json*") if "referee" not in path.parts]
     assert files and not any(SECRET in path.read_text() for path in files)
-    assert set(Asked._fields) == {"policy", "engine", "memory", "store", "max_new_tokens", "failing", "ask_base"}
+    parts = {"policy", "engine", "memory", "store", "max_new_tokens", "failing", "ask_base", "taught"}
+    assert set(Asked._fields) == parts
 
 
 def test_tests_stay_with_the_referee_but_for_the_published_ones(make: Make) -> None:

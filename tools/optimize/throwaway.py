@@ -1,14 +1,16 @@
 """Short trainings whose models are thrown away: what would these rows teach? A job, beside sft_worker.py."""
 
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from memory.store import BASE, RunStore
 from tools.contract import Json
 from tools.evaluate.costs import TRAINED_TOKEN_COST
 from tools.jobs.job import Job
 
-SETTINGS = {"learning_rate": 0.0005, "schedule": "constant", "epochs": 1}
+SETTINGS = {"learning_rate": 0.0005, "schedule": "constant"}
 
 
 def gains(
@@ -33,25 +35,34 @@ def gains(
     before = reader.logprobs()
     found = []
     for number, subset in enumerate(subsets):
-        folder = job.folder / f"throwaway-{number}"  # the engine keeps what it loaded from a folder
-        _train(job, [rows[place] for place in subset], model, seed, folder)
-        engine.use_model(folder)
-        found.append([round(after - was, 5) for after, was in zip(reader.logprobs(), before, strict=True)])
-        engine.use_model(None)
-        shutil.rmtree(folder)
+        with taught(job, [rows[place] for place in subset], model, seed, job.folder / f"throwaway-{number}"):
+            found.append([round(after - was, 5) for after, was in zip(reader.logprobs(), before, strict=True)])
         job.progress(number + 1, len(subsets))
     return {"gains": found}
 
 
-def _train(job: Job, rows: list[Json], model: str, seed: int, folder: Any) -> None:
-    """Write the model that one pass over the rows makes of this one."""
+@contextmanager
+def taught(job: Job, rows: list[Json], model: str, seed: int, folder: Path, passes: int = 1) -> Iterator[None]:
+    """Let the engine answer with what passes over the rows make of a model; with the base model afterwards."""
+    _train(job, rows, model, seed, folder, passes)
+    engine = job.resident.local_engine
+    engine.use_model(folder)
+    try:
+        yield
+    finally:
+        engine.use_model(None)  # it keeps what it loaded from a folder
+        shutil.rmtree(folder)
+
+
+def _train(job: Job, rows: list[Json], model: str, seed: int, folder: Path, passes: int) -> None:
+    """Write the model that passes over the rows make of this one."""
     import torch
 
     from tools.optimize import sft_worker
 
     store, engine = RunStore(job.run_dir), job.resident.local_engine
     method = "lora" if model == BASE else (store.get("models", model) or {})["settings"]["method"]
-    settings = SETTINGS | {"method": method}
+    settings = SETTINGS | {"method": method, "epochs": passes}
     engine.use_model(None)
     torch.manual_seed(seed)
     start = sft_worker.starting_model(engine, store.model_dir(model), "base" if model == BASE else method, method)

@@ -5,17 +5,16 @@ from pathlib import Path
 from memory.records import write_json, write_jsonl
 from memory.store import GREEDY, RunStore
 from tools.refine.few_shot import training_rows
-from tools.refine.policy import how_to_use
+from tools.refine.policy import datasets_of, how_to_use
 
 
 def write_policy(store: RunStore, folder: Path) -> list[str]:
-    """Write the champion's policy, with the rows that it takes examples from, into a folder; returns the file names."""
+    """Write the champion's policy, with the rows that it uses, into a folder; returns the file names."""
     policy = store.policy(store.champion_policy())
     write_json(folder / "policy.json", {name: policy[name] for name in ("id", "kind", "settings")})
-    shots = policy["settings"].get("shots", {})
-    if "datasets" not in shots:
+    if not (datasets := datasets_of(policy["settings"])):
         return ["policy.json"]
-    rows = training_rows(store, shots).values()
+    rows = training_rows(store, datasets).values()
     write_jsonl(folder / "examples.jsonl", [{"question": row["prompt"], "answer": row["completion"]} for row in rows])
     return ["policy.json", "examples.jsonl"]
 

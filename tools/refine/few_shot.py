@@ -25,16 +25,22 @@ def examples(shots: Json, asked: Asked, questions: list[str]) -> list[list[tuple
     """Return the examples for each question, the nearest last."""
     if "examples" in shots:
         return [[(question, answer) for question, answer in shots["examples"]] for _ in questions]
-    rows = training_rows(asked.store, shots)
-    memory, collection = asked.memory(), f"shots-{content_id(shots['datasets'])}"
+    near = nearest_rows(shots["datasets"], shots["count"], asked, questions)
+    return [[(row["prompt"], row["completion"]) for row in rows] for rows in near]
+
+
+def nearest_rows(datasets: Json, count: int, asked: Asked, questions: list[str]) -> list[list[Json]]:
+    """Return the `count` training rows whose questions are nearest to each question, the nearest last."""
+    rows = training_rows(asked.store, datasets)
+    memory, collection = asked.memory(), f"shots-{content_id(datasets)}"
     _fill(memory, collection, rows)
-    found = memory.neighbours(collection, memory.embed(questions), shots["count"])
-    return [[(rows[name]["prompt"], rows[name]["completion"]) for name, *_ in near[::-1]] for near in found]
+    found = memory.neighbours(collection, memory.embed(questions), count)
+    return [[rows[name] for name, *_ in near[::-1]] for near in found]
 
 
-def training_rows(store: RunStore, shots: Json) -> dict[str, Json]:
-    """Return the rows that nearest examples are taken from, by id."""
-    return {row["id"]: row for name in shots["datasets"] for row in store.rows("data", name, "train.jsonl")}
+def training_rows(store: RunStore, datasets: Json) -> dict[str, Json]:
+    """Return the rows of some datasets, by id."""
+    return {row["id"]: row for name in datasets for row in store.rows("data", name, "train.jsonl")}
 
 
 def _fill(memory: Any, collection: str, rows: dict[str, Json]) -> None:
@@ -53,9 +59,14 @@ def seed_examples(job: Job) -> Json:
 
 def nearest(store: RunStore, count: int) -> Json | None:
     """Return the settings of nearest examples from all datasets that may be used, None without any."""
+    hashes = usable_datasets(store)
+    return changed(store, shots={"kind": "few_shot", "datasets": hashes, "count": count}) if hashes else None
+
+
+def usable_datasets(store: RunStore) -> dict[str, str]:
+    """Return the frozen datasets that were not quarantined, each with the hash of its rows."""
     names = [row["id"] for row in store.datasets("train") if row["id"] not in store.quarantined()]
-    hashes = {name: content_id(store.rows("data", name, "train.jsonl")) for name in names}
-    return changed(store, shots={"kind": "few_shot", "datasets": hashes, "count": count}) if names else None
+    return {name: content_id(store.rows("data", name, "train.jsonl")) for name in names}
 
 
 def legal_examples(context: ToolContext) -> Grid | None:

@@ -17,7 +17,9 @@ process that this runs in, and neither task nor scorer are handed on.
 """
 
 import importlib
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from memory.records import content_id
@@ -42,6 +44,9 @@ class Asked(NamedTuple):
     """Gives the public tests that programs fail, each given as (place of its question, program); [] without tests."""
     ask_base: Callable[[list[str]], list[str]]
     """Gives the base model's reply to each prompt; the engine has the base model loaded after it."""
+    taught: Callable[[list[Json], int], AbstractContextManager[None]]
+    """Gives a `with` block in which the engine answers with what so many passes over rows make of the model; after it
+    the engine has the base model loaded."""
 
 
 def policy_id(settings: Json) -> str:
@@ -55,6 +60,12 @@ def kind_of(settings: Json) -> str:
     return (
         " + ".join([*system, *(settings[name]["kind"] for name in ("shots", "choice") if name in settings)]) or GREEDY
     )
+
+
+def datasets_of(settings: Json) -> dict[str, str]:
+    """Return the datasets whose rows a policy shows or learns from, each with the hash of its rows."""
+    parts = [settings.get(name, {}).get("datasets", {}) for name in ("shots", "choice")]
+    return {name: rows_hash for part in parts for name, rows_hash in part.items()}
 
 
 def settings_of(store: RunStore, policy: str) -> Json:
@@ -73,10 +84,10 @@ def _can_be_read(settings: Any) -> bool:
     parts = [settings[name] for name in ("shots", "choice") if name in settings]
     if not all(isinstance(part, dict) and isinstance(part.get("kind"), str) for part in parts):
         return False
-    shots = settings.get("shots", {})
-    pairs, datasets = shots.get("examples", []), shots.get("datasets", {})
+    pairs = settings.get("shots", {}).get("examples", [])
     texts = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
-    return isinstance(settings.get("system", ""), str) and texts and isinstance(datasets, dict)
+    datasets = all(isinstance(part.get("datasets", {}), dict) for part in parts)
+    return isinstance(settings.get("system", ""), str) and texts and datasets
 
 
 def answer(
@@ -112,9 +123,18 @@ def prepare(
         failing = finder(resident.scorer, tests)
     asked = Asked(
         policy, resident.engine, lambda: resident.memory, store, max_new_tokens, failing,
-        lambda prompts: resident.ask_base(prompts),
+        lambda prompts: resident.ask_base(prompts), lambda rows, passes: _taught(resident, store, model, rows, passes),
     )  # fmt: skip
     return settings_of(store, policy), asked
+
+
+def _taught(resident: Any, store: RunStore, model: str, rows: list[Json], passes: int) -> AbstractContextManager[None]:
+    from tools.jobs.job import Job
+    from tools.optimize.throwaway import taught
+
+    folder = store.run_dir / "tmp" / f"taught-{os.getpid()}"  # one at a time
+    folder.mkdir(parents=True, exist_ok=True)
+    return taught(Job(folder, resident), rows, model, 0, folder / "model", passes)
 
 
 def _none_failing(programs: list[tuple[int, str]]) -> list[list[str]]:
