@@ -55,25 +55,37 @@ class Forced(NamedTuple):
     """Values as typed: compared with the legal ones as text."""
 
 
-def fork(parent: Path, step: int, console: Console, planner: str | None = None, forced: Forced | None = None) -> Json:
-    """Begin a fork and work until it ends; returns its report. planner None = the parent's.
+def fork(
+    parent: Path,
+    step: int,
+    console: Console,
+    planner: str | None = None,
+    forced: Forced | None = None,
+    max_steps: int | None = None,
+) -> Json:
+    """Begin a fork and work until it ends; returns its report. planner, max_steps: None = the parent's.
 
     Raises ValueError for a step that the parent did not observe, a parent at work and an action that is not legal.
     """
-    run_dir = make_fork(parent, step, planner, forced)
+    run_dir = make_fork(parent, step, planner, forced, max_steps)
     first = "" if forced is None else f", which begins with {forced.tool}"
     console.say(f"forked run {parent.name} at step {step}: run {run_dir.name}{first}")
     return resume(run_dir, console)
 
 
-def make_fork(parent: Path, step: int, planner: str | None = None, forced: Forced | None = None) -> Path:
+def make_fork(
+    parent: Path, step: int, planner: str | None = None, forced: Forced | None = None, max_steps: int | None = None
+) -> Path:
     """Make the folder of a fork, ready to be resumed; returns it."""
+    if max_steps is not None and max_steps < step:
+        raise ValueError(f"--max-steps {max_steps} is before step {step}, where the fork begins")
     record = open_run(parent)
     if "replay_of" in record:
         raise ValueError(f"run {parent.name} is a replay; fork the run that it repeats, {record['replay_of']['run']}")
     if is_locked(parent):
         raise ValueError(f"a process works on run {parent.name}; wait for its end or stop it, then fork it")
-    config = record["config"] | ({} if planner is None else {"planner": planner})
+    own_options = {"planner": planner, "max_steps": max_steps}
+    config = record["config"] | {name: value for name, value in own_options.items() if value is not None}
     # The data was read when the run began, from files that need not be there any more.
     brought = config.get("data", [])
     config = from_anywhere(from_mapping(config | {"data": []}), config["task"]).to_json() | {"data": brought}

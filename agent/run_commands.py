@@ -30,6 +30,7 @@ def add_commands(add: Callable[..., Any]) -> None:
     branch = add("fork", fork, "a new run that shares a run's steps before one and decides anew from there", "needed")
     branch.add_argument("--at", type=int, required=True, metavar="STEP", help="the first step to decide anew")
     branch.add_argument("--planner", metavar="TEXT", help=f"who decides from there: {', '.join(PLANNERS)}")
+    branch.add_argument("--max-steps", type=int, metavar="STEP", help="its last step (default: as in the run)")
     branch.add_argument("--force", metavar="TOOL", help="the first action, whatever the planner would do")
     values = "its arguments; those with one legal value may be left out"
     branch.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help=values)
@@ -70,7 +71,7 @@ def fork(args: Namespace) -> Outcome:
     from agent.fork import fork as fork_run
 
     forced = None if args.force is None else Forced(args.force, {name: value for name, _, value in pairs})
-    return commands.ended(fork_run(run_dir, args.at, Console(), args.planner, forced))
+    return commands.ended(fork_run(run_dir, args.at, Console(), args.planner, forced, args.max_steps))
 
 
 def replay(args: Namespace) -> Outcome:

@@ -142,6 +142,7 @@ def test_the_record_and_the_trace_say_where_a_fork_comes_from(family: Path) -> N
     record = read_json(run_dir / "run.json")
     assert record["forked_from"] == {"run": family.name, "step": 4}
     assert record["config"]["planner"] == "rules"
+    assert record["config"]["max_steps"] == read_json(family / "run.json")["config"]["max_steps"]
     assert job_fingerprint(record) == job_fingerprint(read_json(family / "run.json")), "else no job would be found"
     assert str(run_dir / "task") in record["training_task"]
     *prefix, forked = read_events(run_dir)
@@ -150,6 +151,12 @@ def test_the_record_and_the_trace_say_where_a_fork_comes_from(family: Path) -> N
     assert (forked["kind"], forked["from_run"], forked["from_step"]) == ("forked", family.name, 4)
     assert forked["spent_s"] == max(event["spent_s"] for event in prefix)
     assert f"forked from {family.name} at step 4" in views.status_text(views.run_status(run_dir))
+
+
+def test_a_fork_may_have_a_last_step_of_its_own(family: Path) -> None:
+    assert read_json(make_fork(family, 4, max_steps=4) / "run.json")["config"]["max_steps"] == 4
+    with pytest.raises(ValueError, match="--max-steps 3 is before step 4"):
+        make_fork(family, 4, max_steps=3)
 
 
 # --- what a fork may still test
