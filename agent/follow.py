@@ -158,7 +158,7 @@ class Thread:
             facts = self._counts(self.rows(dataset_id, "train.jsonl")) | {"rejected": dataset.get("rejected", {})}
             node = self._dataset_up(dataset_id)
             led_to = self._models_trained_on(dataset_id)
-            uses = (name for name, one in self.policies.items() if dataset_id in datasets_of(one["settings"]))
+            uses = (name for name, one in self.policies.items() if dataset_id in dict(datasets_of(one["settings"])))
             led_to += [self._policy_up(name) | {"children": []} for name in uses]
         shown = [f"{name.replace('_', ' ')}: {count_text(facts[name])}" for name in ("by_model", "by_difficulty")]
         return _root(node | facts | {"text": "; ".join([node["text"], *shown])}, node["children"], led_to)
@@ -202,7 +202,7 @@ class Thread:
         policy = self.policies[policy_id]
         settings = policy["settings"]
         parent = [self._policy_up(policy["parent"])] if policy["parent"] in self.policies else []
-        shown = [self._frozen(name) for name in datasets_of(policy["settings"]) if name in self.datasets]
+        shown = [self._frozen(name) for name in dict(datasets_of(policy["settings"])) if name in self.datasets]
         text = f"{policy['kind']}, proposed for model {policy['model']} in place of policy {policy['parent']}"
         return _node("policy", policy_id, text, [*parent, *shown], settings=settings)
 

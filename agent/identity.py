@@ -128,10 +128,10 @@ def check_policy(store: RunStore, policy: str) -> None:
     """Raise IdentityError when a policy, or a dataset whose rows it uses, is not what it was made as."""
     try:
         used = datasets_of(settings_of(store, policy))
-        now = {name: content_id(store.rows("data", name, "train.jsonl")) for name in used}
+        now = {name: content_id(store.rows("data", name, "train.jsonl")) for name, _ in used}
     except ValueError as problem:
         raise IdentityError(f"the score is refused: {problem}") from problem
-    for name, began in used.items():
+    for name, began in used:
         if (found := now[name]) != began:
             raise IdentityError(
                 f"the score is refused: dataset {name}, whose rows policy {policy} uses, was changed "

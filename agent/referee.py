@@ -280,7 +280,7 @@ class Referee:
     def check_policy_data(self, policy: str) -> None:
         """Raise ContaminationError when a policy holds evaluation items, or draws on datasets that were changed."""
         settings = settings_of(self.store, policy)
-        for dataset, made_with in datasets_of(settings).items():
+        for dataset, made_with in datasets_of(settings):
             self._check_dataset(policy, dataset, made_with)
         examples = settings.get("shots", {}).get("examples", [])
         shown = [text for question, answer in examples for text in (question, f"{question} {answer}")]

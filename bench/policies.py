@@ -12,11 +12,11 @@ greedy answers, and against the control, where a sign test says whether a policy
 """
 
 import argparse
+import copy
 import random
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from agent.statistics import paired_test, wilson_interval
@@ -62,11 +62,11 @@ class Place(NamedTuple):
 def ask(place: Place, name: str, settings: Json, questions: list[Item] | None = None) -> Json:
     """Return score and cost of a policy; "right" and "rows" hold each answer."""
     items = place.questions if questions is None else questions
-    engine, policy = place.resident.engine, add_policy(place.store, settings)
-    before = engine.tokens_processed
+    policy = add_policy(place.store, settings)
+    before = place.resident.tokens_processed
     texts = [item.question for item in items]
     given = answer(place.resident, place.store, place.model, policy, texts, place.max_new_tokens, place.tests)
-    tokens = engine.tokens_processed - before
+    tokens = place.resident.tokens_processed - before
     verdicts = place.resident.scorer.score([(item, one.text) for item, one in zip(items, given, strict=True)])
     right, n = [verdict.right for verdict in verdicts], len(items)
     found = {"policy": name, "score": sum(right) / n, "ci95": wilson_interval(sum(right), n), "n": n}
@@ -163,7 +163,8 @@ def code_place(num_questions: int, resident: Any, store: RunStore) -> Place:
         items.append(Item(question, f"def f(x):\n    return {body}", "all", {"tests": tests[2:] + tests[:1]}))
         public.append(tests[1:2])
     scorer = ScorerProcess({"name": "code"}).__enter__()
-    coder = SimpleNamespace(engine=resident.engine, memory=None, settings=resident.settings, scorer=scorer)
+    coder = copy.copy(resident)  # which counts the tokens
+    coder.__dict__["scorer"] = scorer
     return Place(coder, store, BASE, items, CODE_TOKENS, public)
 
 

@@ -26,7 +26,7 @@ def answer_questions(
 
     resident, store = job.resident, RunStore(job.run_dir)
     answers: list[Any] = []
-    before = resident.engine.tokens_processed
+    before = resident.tokens_processed  # also of a judge, or of a training, that a policy asks for
     for first in range(0, len(questions), BATCH_ITEMS):
         part = slice(first, first + BATCH_ITEMS)
         if shots:
@@ -35,7 +35,7 @@ def answer_questions(
             shown = None if tests is None else tests[part]
             answers += answer(resident, store, model, policy, questions[part], max_new_tokens, shown)
         job.progress(len(answers), len(questions))
-    tokens = resident.engine.tokens_processed - before
+    tokens = resident.tokens_processed - before
     generated = sum(answer.num_tokens for answer in answers)
     return {
         "answers": [answer.text for answer in answers],

@@ -276,6 +276,7 @@ def arguments(job: Job, settings: Json, seed: int) -> Json:
     """Return the arguments of a TRL configuration that all trainers share."""
     on_gpu, engine_dtype = torch.cuda.is_available(), job.resident.local_engine.dtype
     factor = 1.0 if settings["method"] in ADAPTERS else FULL_LEARNING_RATE_FACTOR
+    report_to = "" if settings.get("thrown_away") else job.resident.settings.get("report_to", "")
     parts = job.resident.batch_divisor  # short of memory: the same batches, summed up from smaller ones
     return dict(
         output_dir=str(job.folder / "checkpoints"),
@@ -302,7 +303,7 @@ def arguments(job: Job, settings: Json, seed: int) -> Json:
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
-        **reporting(RunStore(job.run_dir), job.resident.settings.get("report_to", ""), job.folder.name),
+        **reporting(RunStore(job.run_dir), report_to, job.folder.name),
     )
 
 

@@ -10,7 +10,7 @@ from tools.contract import Json
 from tools.evaluate.costs import TRAINED_TOKEN_COST
 from tools.jobs.job import Job
 
-SETTINGS = {"learning_rate": 0.0005, "schedule": "constant"}
+SETTINGS = {"learning_rate": 0.0005, "schedule": "constant", "thrown_away": True}
 
 
 def gains(
@@ -43,15 +43,19 @@ def gains(
 
 @contextmanager
 def taught(job: Job, rows: list[Json], model: str, seed: int, folder: Path, passes: int = 1) -> Iterator[None]:
-    """Let the engine answer with what passes over the rows make of a model; with the base model afterwards."""
-    _train(job, rows, model, seed, folder, passes)
+    """Let the engine answer with what passes over the rows make of a model; with the base model afterwards.
+
+    Raises ToolError when the training diverges.
+    """
     engine = job.resident.local_engine
-    engine.use_model(folder)
     try:
+        _train(job, rows, model, seed, folder, passes)
+        engine.use_model(folder)
         yield
     finally:
         engine.use_model(None)  # it keeps what it loaded from a folder
-        shutil.rmtree(folder)
+        for left in (folder, job.folder / "checkpoints"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _train(job: Job, rows: list[Json], model: str, seed: int, folder: Path, passes: int) -> None:
@@ -68,7 +72,7 @@ def _train(job: Job, rows: list[Json], model: str, seed: int, folder: Path, pass
     start = sft_worker.starting_model(engine, store.model_dir(model), "base" if model == BASE else method, method)
     watch = sft_worker.Watch(job, SETTINGS["learning_rate"])  # type: ignore[arg-type]
     trainer = sft_worker.completion_trainer(job, rows, settings, seed, start, watch)
+    trainer.args._n_gpu = 1  # of several GPUs one is enough for so little
     trainer.train()
     job.resident.trained_tokens += TRAINED_TOKEN_COST * trainer.count_tokens()
     sft_worker._save(trainer.model, engine.tokenizer, folder, method)
-    shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)

@@ -12,7 +12,7 @@ def write_policy(store: RunStore, folder: Path) -> list[str]:
     """Write the champion's policy, with the rows that it uses, into a folder; returns the file names."""
     policy = store.policy(store.champion_policy())
     write_json(folder / "policy.json", {name: policy[name] for name in ("id", "kind", "settings")})
-    if not (datasets := datasets_of(policy["settings"])):
+    if not (datasets := dict(datasets_of(policy["settings"]))):
         return ["policy.json"]
     rows = training_rows(store, datasets).values()
     write_jsonl(folder / "examples.jsonl", [{"question": row["prompt"], "answer": row["completion"]} for row in rows])

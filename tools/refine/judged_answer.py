@@ -35,7 +35,8 @@ def choose(choice: Json, asked: Asked, prompts: list[list[Message]]) -> list[Com
     pairs = [(Item(prompts[place][-1]["content"], "(none is given)", "all"), text) for place, text in different]
     grades = dict(zip(different, (verdict.score for verdict in judge.score(pairs)), strict=True))
     found = []
-    for place, mine in enumerate(samples):
+    for place, drawn in enumerate(samples):
+        mine = [one for one in drawn if one.finish == "stop"] or drawn
         best = max(grades[place, one.text.strip()] for one in mine)
         found.append(majority([one for one in mine if grades[place, one.text.strip()] == best]))
     return found

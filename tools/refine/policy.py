@@ -17,14 +17,14 @@ process that this runs in, and neither task nor scorer are handed on.
 """
 
 import importlib
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from memory.records import content_id
 from memory.store import GREEDY, RunStore
-from tools.contract import Json
+from tools.contract import Json, ToolError
 from tools.engines.base import Completion, Message, Sampling, build_messages
 
 FindFailing = Callable[[list[tuple[int, str]]], list[list[str]]]
@@ -45,8 +45,8 @@ class Asked(NamedTuple):
     ask_base: Callable[[list[str]], list[str]]
     """Gives the base model's reply to each prompt; the engine has the base model loaded after it."""
     taught: Callable[[list[Json], int], AbstractContextManager[None]]
-    """Gives a `with` block in which the engine answers with what so many passes over rows make of the model; after it
-    the engine has the base model loaded."""
+    """Gives a `with` block in which the engine answers with what so many passes over rows make of the model (with the
+    model itself when they break it); after it the engine has the base model loaded."""
 
 
 def policy_id(settings: Json) -> str:
@@ -62,10 +62,10 @@ def kind_of(settings: Json) -> str:
     )
 
 
-def datasets_of(settings: Json) -> dict[str, str]:
-    """Return the datasets whose rows a policy shows or learns from, each with the hash of its rows."""
+def datasets_of(settings: Json) -> list[tuple[str, str]]:
+    """Return the datasets whose rows a policy shows and those it learns from, each with the hash that its rows had."""
     parts = [settings.get(name, {}).get("datasets", {}) for name in ("shots", "choice")]
-    return {name: rows_hash for part in parts for name, rows_hash in part.items()}
+    return [pair for part in parts for pair in part.items()]
 
 
 def settings_of(store: RunStore, policy: str) -> Json:
@@ -128,13 +128,20 @@ def prepare(
     return settings_of(store, policy), asked
 
 
-def _taught(resident: Any, store: RunStore, model: str, rows: list[Json], passes: int) -> AbstractContextManager[None]:
+@contextmanager
+def _taught(resident: Any, store: RunStore, model: str, rows: list[Json], passes: int) -> Iterator[None]:
     from tools.jobs.job import Job
     from tools.optimize.throwaway import taught
 
-    folder = store.run_dir / "tmp" / f"taught-{os.getpid()}"  # one at a time
+    folder = store.run_dir / "jobs" / "taught"  # no tool sees it, and a run has one worker
     folder.mkdir(parents=True, exist_ok=True)
-    return taught(Job(folder, resident), rows, model, 0, folder / "model", passes)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            stack.enter_context(taught(Job(folder, resident), rows, model, 0, folder / "model", passes))
+        except ToolError:  # it diverged: the model answers as it is
+            resident.engine.use_model(store.model_dir(model))
+        yield
 
 
 def _none_failing(programs: list[tuple[int, str]]) -> list[list[str]]:
