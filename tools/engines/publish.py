@@ -24,14 +24,14 @@ def answer_prompt(job: Job, prompt: str, sides: list[list[str]], max_new_tokens:
     store, engine = RunStore(job.run_dir), job.resident.engine
     answers = []
     for number, (model_id, policy) in enumerate(sides, 1):
-        before = engine.tokens_processed
+        before = job.resident.tokens_processed
         try:
             [completion] = answer(job.resident, store, model_id, policy, [prompt], max_new_tokens)
         except ValueError as error:  # longer than the model's context
             raise ToolError(str(error)) from error
         told = {"model": model_id, "policy": policy, "kind": store.policy(policy)["kind"]}
         told |= {"text": completion.text.strip(), "num_tokens": completion.num_tokens, "finish": completion.finish}
-        answers.append(told | {"tokens_processed": engine.tokens_processed - before})
+        answers.append(told | {"tokens_processed": job.resident.tokens_processed - before})
         job.progress(number, len(sides))
     return {"answers": answers, "identity": engine.identity()}
 
