@@ -26,7 +26,10 @@ def machine() -> str:
 
 
 def start_run(**options: Any) -> Json:
-    """Run `run_agent.py start --json` with these options and return its report; the run's lines go to the terminal."""
+    """Run `run_agent.py start --json` with these options and return its report; the run's lines go to the terminal.
+
+    A list is an option that is given several times.
+    """
     code, report = try_run(options)
     if code != 0:
         raise SystemExit(f"the run ended with exit code {code}: {options}")
@@ -35,7 +38,8 @@ def start_run(**options: Any) -> Json:
 
 def try_run(options: Json) -> tuple[int, Json]:
     """Return the exit code and the report ({} without one) of such a run."""
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    given = [(name, one) for name, value in options.items() for one in (value if isinstance(value, list) else [value])]
+    flags = [part for name, value in given for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(ROOT / "run_agent.py"), "start", "--json", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     lines = done.stdout.splitlines()
