@@ -202,7 +202,7 @@ class Thread:
         policy = self.policies[policy_id]
         settings = policy["settings"]
         parent = [self._policy_up(policy["parent"])] if policy["parent"] in self.policies else []
-        shown = [self._frozen(name) for name in dict(datasets_of(policy["settings"])) if name in self.datasets]
+        shown = [self._frozen(name) for name in dict(datasets_of(settings)) if name in self.datasets]
         text = f"{policy['kind']}, proposed for model {policy['model']} in place of policy {policy['parent']}"
         return _node("policy", policy_id, text, [*parent, *shown], settings=settings)
 

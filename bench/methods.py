@@ -150,22 +150,15 @@ def run_method(name: str, method: Method, first: Path) -> Json:
     script = _script(first.parent, name.replace(" ", "-"), lines)
     command = [sys.executable, str(ROOT / "run_agent.py"), "fork", "--json", "--runs-dir", str(first.parent)]
     num_steps = len(method.lines) + method.num_by_rules
-    command += [
-        "--at",
-        str(method.step),
-        "--max-steps",
-        str(method.step + num_steps - 1),
-        "--planner",
-        f"scripted:{script}",
-        first.name,
-    ]
+    last = str(method.step + num_steps - 1)
+    command += ["--at", str(method.step), "--max-steps", last, "--planner", f"scripted:{script}", first.name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
         return {"method": name, "problem": f"exit code {done.returncode}"}
     run_dir = first.parent / json.loads(done.stdout.splitlines()[-1])["run"]
     events = list(read_jsonl(run_dir / "events.jsonl"))
     steps = [event for event in events if event["kind"] == "tool_finished" and event["step"] >= method.step]
-    if steps[-1]["tool"] not in ("evaluate_model", method.lines[-1][0]) or len(steps) < num_steps:
+    if len(steps) < num_steps or steps[-1]["tool"] not in ("evaluate_model", method.lines[-1][0]):
         return {"method": name, "problem": f"{len(steps)} of {num_steps} steps: {events[-1]['sentence']}"}
     result = steps[-1]["result"]
     store = RunStore(run_dir)

@@ -70,7 +70,7 @@ class RandomPlanner:
 
 
 class ScriptedPlanner:
-    """Plays a JSONL file of {"tool", "arguments"} lines, one a step; ends the run's steps when the script ends."""
+    """Plays a JSONL file of {"tool", "arguments"} lines, one a step; where it has no legal one, the rules decide."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
