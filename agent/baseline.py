@@ -7,7 +7,15 @@ from agent.nodes import Services
 from memory.lessons import lessons_file
 from memory.records import read_json
 from memory.store import BASE, GREEDY
+from tools.contract import Json
 from tools.tasks.judge import JudgeScorer
+
+
+def engine_text(identity: Json) -> str:
+    """Return who generates, of an engine's identity: "bfloat16 on cpu", "vllm, bfloat16 on cuda", "openai"."""
+    name = "" if identity["engine"] == "transformers" else identity["engine"]
+    where = f"{identity['dtype']} on {identity['device']}" if "device" in identity else ""
+    return ", ".join(part for part in (name, where) if part)
 
 
 def take_baseline(services: Services) -> None:
@@ -22,7 +30,7 @@ def take_baseline(services: Services) -> None:
     console.end()
     console.say(
         f"base model on {zero['n']} search items: zero-shot {100 * zero['score']:.1f} %, "
-        f"few-shot {100 * few['score']:.1f} % ({zero['identity']['dtype']} on {zero['identity']['device']})"
+        f"few-shot {100 * few['score']:.1f} % ({engine_text(zero['identity'])})"
         f"{note_text(zero)}"
     )
     record = read_json(services.store.run_dir / "run.json")

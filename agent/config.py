@@ -50,7 +50,9 @@ class RunConfig:
     )
     max_steps: int = _option(200, "steps after which the run ends in any case")
     approve: bool = _option(False, "ask a person before each action, here or later with `run_agent.py approve`")
-    engine: str = _option("transformers", "who generates: transformers, or openai:URL#MODEL for an endpoint")
+    engine: str = _option(
+        "transformers", "who generates: transformers, vllm (see `make vllm`), or openai:URL[,URL...]#MODEL"
+    )
     dtype: str = _option("auto", "auto (bf16 where the hardware is quick at it, else float32), float32, bfloat16")
     system_prompt: str = _option("", "system prompt of every question; empty keeps prompts short")
     tools: tuple[str, ...] = _option(
@@ -87,9 +89,9 @@ class RunConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16")
-        if self.engine != "transformers" and not self.engine.startswith("openai:http"):
+        if self.engine not in ("transformers", "vllm") and not self.engine.startswith("openai:http"):
             raise ValueError(
-                f"--engine {self.engine!r} is unknown; use transformers or openai:http://HOST:PORT/v1#MODEL"
+                f"--engine {self.engine!r} is unknown; use transformers, vllm or openai:http://HOST:PORT/v1#MODEL"
             )
         if self.budget_usd is not None and self.prices is None:
             raise ValueError("--budget-usd needs prices: give --prices FILE.toml")

@@ -52,6 +52,7 @@ from tools.acquire.data_source import Source, keep_source, parse_source, read_so
 from tools.acquire.teacher import keep_teacher
 from tools.contract import Json
 from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder, resolve_model
+from tools.engines.vllm_engine import check_installed
 from tools.evaluate.costs import final_tokens
 from tools.jobs.client import JobFailedError
 from tools.optimize.report_to import check_report_to, metrics_dir
@@ -73,6 +74,8 @@ def start(config: RunConfig, console: Console) -> Json:
     began = time.monotonic()
     task = load_task(config.task)
     check_report_to(config.report_to)
+    if config.engine == "vllm":
+        check_installed()
     if config.tools:
         with ToolHost(config.tools, closed=closed_places(Path(config.runs_dir) / "new", task)) as host:
             for tool in host.describe():  # raises ValueError for a file that is missing or holds no tool

@@ -102,15 +102,13 @@ METHODS: dict[str, Method] = {
     "scale_adapter": Method(MERGE, [("scale_adapter", {"factor": 1.2}), JUDGE]),
     "vote_on_answers": Method(REFINE, [("vote_on_answers", {"samples": 8})]),
     "take_judged_answer": Method(REFINE, [("take_judged_answer", {"samples": 8})], "vote_on_answers"),
-    "show_examples, fixed": Method(REFINE, [("show_examples", {"source": "fixed", "count": 4})]),
-    "show_examples, nearest": Method(
-        REFINE, [("show_examples", {"source": "nearest", "count": 4})], "show_examples, fixed"
-    ),
+    # It measures fixed examples too, as its control.
+    "show_examples": Method(REFINE, [("show_examples", {"source": "nearest", "count": 4})]),
     "search_prompt": Method(REFINE, [("search_prompt", {"proposals": 4})]),
 }  # fmt: skip
 """A method of your own: one line. The rest have another place: bench.policies runs test-time training and those for
 programs with tests, bench.acquire write_programs and, with a teacher, distil_answers, bench.upper_arm gold answers."""
-QUICK = ("vote_labels", "mmr", "random", "scale_adapter", "show_examples, fixed")
+QUICK = ("vote_labels", "mmr", "random", "scale_adapter", "show_examples")
 
 
 def first_run(seed: int, quick: bool) -> Path:

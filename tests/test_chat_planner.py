@@ -24,7 +24,7 @@ from agent.planners.chat import (
     menu_text,
     parse_decision,
 )
-from tools.engines.openai_engine import ChatEndpoint
+from tools.engines.chat_endpoint import ChatEndpoint
 
 MENU = [
     Choice(

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tools.engines.base import Message, Sampling
-from tools.engines.openai_engine import EngineError, OpenAIEngine
+from tools.engines.chat_endpoint import EngineError
+from tools.engines.openai_engine import OpenAIEngine
 
 KEY = "sk-this-is-a-secret-0123456789"
 GREEDY = Sampling(max_new_tokens=8)
@@ -327,3 +328,23 @@ def test_bad_addresses_are_refused_at_once(address: str) -> None:
     with pytest.raises(ValueError, match="plain address") as caught:
         OpenAIEngine(address, "base", None)
     assert "secret" not in str(caught.value)
+
+
+def test_several_endpoints_share_the_prompts_and_know_each_adapter(server: FakeServer, tmp_path: Path) -> None:
+    other = FakeServer()
+    for one in (server, other):
+        one.respond = lambda path, body: (200, chat_answer(body) if "messages" in body else "loaded")
+    try:
+        engine = OpenAIEngine(f"{server.url},{other.url}", "base", KEY)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / name).write_text("{}")
+        engine.use_model(tmp_path)
+        words = [f"word {number}" for number in range(5)]
+        answers = engine.generate([[{"role": "user", "content": word}] for word in words], GREEDY)
+        assert [answer.text for [answer] in answers] == [f"{word}/0" for word in words]
+        assert [len(one.bodies()) for one in (server, other)] == [3, 2]
+        assert all("/v1/load_lora_adapter" in [path for path, _ in one.requests] for one in (server, other))
+        assert len(engine.usages) == 5 and engine.identity()["base_url"] == f"{server.url},{other.url}"
+    finally:
+        other.http.shutdown()
+        other.http.server_close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from agent.planners.base import Choice, Decision, InvalidDecision, check_decision, menu_schema
-from tools.engines.openai_engine import ChatEndpoint, EngineError
+from tools.engines.chat_endpoint import ChatEndpoint, EngineError
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from tools.engines.base import Message, Sampling
-from tools.engines.openai_engine import EngineError, OpenAIEngine
+from tools.engines.chat_endpoint import ChatEndpoint, EngineError
+from tools.engines.openai_engine import OpenAIEngine
 
 API_KEY = "TEACHER_API_KEY"
 TIMEOUT_S = 120.0
@@ -21,9 +22,11 @@ class Teacher(OpenAIEngine):
         self.failures: list[str] = []
         """What went wrong since it was made, with the cure and without secrets."""
 
-    def _sample(self, model: str, prompt: list[Message], sampling: Sampling, seed: int) -> tuple[list[Any], int]:
+    def _sample(
+        self, endpoint: ChatEndpoint, model: str, prompt: list[Message], sampling: Sampling, seed: int
+    ) -> tuple[list[Any], int]:
         try:
-            return super()._sample(model, prompt, sampling, seed)
+            return super()._sample(endpoint, model, prompt, sampling, seed)
         except (EngineError, ValueError) as error:
             self.failures.append(str(error))
             return [], 0

@@ -46,6 +46,11 @@ class Resident:
         """The engine that generates (`tools.engines.base.Engine`)."""
         if self.settings["engine"] == "transformers":
             return self.local_engine
+        if self.settings["engine"] == "vllm":
+            from tools.engines.vllm_engine import VllmEngine
+
+            log = self.run_dir / "jobs" / "vllm.log"
+            return VllmEngine(Path(self.settings["model_dir"]), self.settings["dtype"], log)
         from tools.engines.openai_engine import OpenAIEngine
 
         url, _, model = self.settings["engine"].removeprefix("openai:").partition("#")
@@ -97,6 +102,12 @@ class Resident:
 
         self.local_engine.use_model(None)
         return ask_engine(self.local_engine, prompts)
+
+    def make_room(self) -> None:
+        """Give back the memory of an engine that is a process of its own: a training needs it."""
+        close = getattr(self.__dict__.get("engine"), "close", None)
+        if close is not None:
+            close()
 
     def halve_batches(self) -> None:
         """From now on, in this job, compute half as much at once; give back what the last attempt left in memory."""

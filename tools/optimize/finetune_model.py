@@ -37,9 +37,10 @@ def legal_training(context: ToolContext) -> list[Grid] | None:
 def _methods(store: RunStore, latest: Record | None) -> list[str]:
     """Return the kinds of training that go on from the latest model (None = the base)."""
     measured = store.score(BASE)
-    device = None if measured is None else measured["identity"].get("device")
-    # On a CPU full weights take twice the time and the memory of a laptop for the same gain.
-    full = [] if device == "cpu" else ["full"]
+    identity = {} if measured is None else measured["identity"]
+    device = identity.get("device")
+    # On a CPU full weights take twice the time and the memory of a laptop for the same gain. Endpoints serve adapters.
+    full = [] if device == "cpu" or identity.get("engine") == "openai" else ["full"]
     if latest is None:
         four_bits = ["qlora"] if device == "cuda" and find_spec("bitsandbytes") else []
         return ["lora", *(["rslora"] if full else []), *four_bits, *full]

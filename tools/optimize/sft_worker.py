@@ -101,6 +101,7 @@ def run_training(
     if known is not None:  # killed between the manifest and the job's result
         job.earlier_tokens = TRAINED_TOKEN_COST * known["num_tokens"]
         return {"model": model_id} | {name: known[name] for name in RESULT}
+    job.resident.make_room()
     engine = job.resident.local_engine
     rows_of = {name: store.rows("data", name, "train.jsonl") for name in dict.fromkeys([*datasets, *rehearse, *beside])}
     rows = [row for name in datasets for row in rows_of[name]]
