@@ -57,7 +57,8 @@ class Method(NamedTuple):
     lines: list[Line]
     control: str = ""
     num_by_rules: int = 0
-    """Steps after these that the fixed schedule decides: how much data a source brings is not known before."""
+    """Most steps after these, until the verdict, that the fixed schedule decides: how much data a source brings, and
+    whether more must be sampled, is not known before."""
 
 
 def selector(choice: str) -> Method:
@@ -72,7 +73,7 @@ def optimizer(tool: str, **args: Any) -> Method:
 
 def source(tool: str, **args: Any) -> Method:
     """Return another way to come by the data."""
-    return Method(ACQUIRE, [(tool, args)], "generate_data", 3)
+    return Method(ACQUIRE, [(tool, args)], "generate_data", 4)
 
 
 METHODS: dict[str, Method] = {
@@ -156,8 +157,11 @@ def run_method(name: str, method: Method, first: Path) -> Json:
     run_dir = first.parent / json.loads(done.stdout.splitlines()[-1])["run"]
     events = list(read_jsonl(run_dir / "events.jsonl"))
     steps = [event for event in events if event["kind"] == "tool_finished" and event["step"] >= method.step]
-    if len(steps) < num_steps or steps[-1]["tool"] not in ("evaluate_model", method.lines[-1][0]):
-        return {"method": name, "problem": f"{len(steps)} of {num_steps} steps: {events[-1]['sentence']}"}
+    called = [event["tool"] for event in steps]
+    last_tool = "evaluate_model" if method.num_by_rules else method.lines[-1][0]
+    if called[: len(method.lines)] != [tool for tool, _ in method.lines] or last_tool not in called:
+        return {"method": name, "problem": f"after {', '.join(called)}: {events[-1]['sentence']}"}
+    steps = steps[: called.index(last_tool) + 1]
     result = steps[-1]["result"]
     store = RunStore(run_dir)
     model, policy = result.get("model", store.champion()), result.get("policy", GREEDY)

