@@ -1,17 +1,20 @@
-"""A run in MLflow: settings as parameters, scores and losses as metrics over steps, the run's files as artifacts.
+"""A run in MLflow: settings as parameters, scores and losses over steps, files as artifacts, steps as a trace.
 
 After the fact, from the run's files: a run does not know of it. A run that was exported before is replaced.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from agent import report, views
+from agent import report, span_names, views
 from agent.trace import Event, read_events
+from agent.trace_spans import ERROR, span_rows
 from memory.store import RunStore
+from tools.contract import Json
 
 EXPERIMENT = "autodidact"
 TAG = "autodidact.run"
@@ -38,13 +41,14 @@ def log_run(run_dir: Path, uri: str) -> str:
 
     uri: an address, or a folder, which MLflow calls a file store. Raises ValueError for a run without events.
     """
-    from mlflow import MlflowClient
+    import mlflow
     from mlflow.entities import Metric, Param
 
     if "://" not in uri or uri.startswith("file:"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it asks for that since it prefers databases
     record = views.open_run(run_dir)
-    client = MlflowClient(uri if "://" in uri else Path(uri).resolve().as_uri())
+    mlflow.set_tracking_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
+    client = mlflow.MlflowClient()
     known = client.get_experiment_by_name(EXPERIMENT)
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
     for old in client.search_runs([experiment], f"tags.`{TAG}` = '{run_dir.name}'"):
@@ -64,6 +68,7 @@ def log_run(run_dir: Path, uri: str) -> str:
         if (run_dir / name).exists():
             client.log_artifact(run, str(run_dir / name))
     client.log_text(run, report.page(run_dir), "report.html")
+    _replace_trace(run_dir, experiment, run)
     states = {"running": "RUNNING", "killed": "KILLED", "failed": "FAILED"}
     client.set_terminated(run, states.get(views.run_state(run_dir), "FINISHED"), _milliseconds(ended))
     return str(run)
@@ -98,6 +103,44 @@ def _losses(store: RunStore, ts: str) -> Iterator[Point]:
     for model in store.all("models"):
         for step, loss in enumerate(model.get("losses", ()), 1):
             yield Point(f"loss/{model['id']}", loss, step, ts)
+
+
+def _replace_trace(run_dir: Path, experiment: str, run: str) -> None:
+    """Write the run, its steps, decisions, calls and verdicts as one trace that belongs to the MLflow run."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    filter_string = f"tags.`{TAG}` = '{run_dir.name}'"
+    while old := client.search_traces(locations=[experiment], filter_string=filter_string, include_spans=False):
+        client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in old])
+    rows = [span for row in span_rows(run_dir) for span in row["resourceSpans"][0]["scopeSpans"][0]["spans"]]
+    begun: dict[str, Any] = {}
+    for row in [rows[-1], *rows[:-1]]:  # the run's own comes last
+        said = _attributes(row)
+        begun[row["spanId"]] = mlflow.start_span_no_context(
+            row["name"],
+            said.pop(span_names.KIND),
+            begun.get(row["parentSpanId"]),
+            inputs=said.pop(f"{span_names.INPUT}.value", None),
+            attributes=said,
+            tags={TAG: run_dir.name} if not begun else None,
+            metadata={"mlflow.sourceRun": run} if not begun else None,
+            experiment_id=experiment if not begun else None,
+            start_time_ns=int(row["startTimeUnixNano"]),
+        )
+    for row in rows:
+        output, failed = _attributes(row).get(f"{span_names.OUTPUT}.value"), row["status"].get("code") == ERROR
+        begun[row["spanId"]].end(output, status="ERROR" if failed else "OK", end_time_ns=int(row["endTimeUnixNano"]))
+    mlflow.flush_trace_async_logging()
+
+
+def _attributes(row: Json) -> Json:
+    """Return a span's attributes by name, JSON texts of inputs and outputs read."""
+    said = {entry["key"]: next(iter(entry["value"].values())) for entry in row["attributes"]}
+    for side in (span_names.INPUT, span_names.OUTPUT):
+        if said.pop(f"{side}.mime_type", "") == "application/json":
+            said[f"{side}.value"] = json.loads(said[f"{side}.value"])
+    return said
 
 
 def _milliseconds(ts: str) -> int:

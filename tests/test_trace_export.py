@@ -275,5 +275,11 @@ def test_mlflow_gets_a_run_once(tmp_path: Path) -> None:
     }
     shown = {"tokens", "spent_s", "champion_search_score", "accepted", "final/champion"}
     assert shown <= set(kept.data.metrics) and any(name.startswith("loss/") for name in kept.data.metrics)
+    (trace,) = client.search_traces(locations=[experiment.experiment_id])
+    spans = {span.name: span for span in trace.data.spans}
+    assert trace.info.request_metadata["mlflow.sourceRun"] == kept.info.run_id
+    assert spans["step 1"].parent_id == spans[f"run {run.name}"].span_id
+    assert spans["generate_data"].span_type == "TOOL" and set(spans["generate_data"].inputs) == {"num_items"}
+    assert spans[f"run {run.name}"].start_time_ns == 1_000_000 * kept.info.start_time
     (spent,) = client.get_metric_history(kept.info.run_id, "tokens")
     assert (spent.step, spent.value) == (1, 4200.0)
