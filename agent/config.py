@@ -89,7 +89,10 @@ class RunConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16")
-        if self.engine not in ("transformers", "vllm") and not self.engine.startswith("openai:http"):
+        urls = self.engine.removeprefix("openai:").partition("#")[0].split(",")
+        if self.engine not in ("transformers", "vllm") and not (
+            self.engine.startswith("openai:") and all(url.startswith(("http://", "https://")) for url in urls)
+        ):
             raise ValueError(
                 f"--engine {self.engine!r} is unknown; use transformers, vllm or openai:http://HOST:PORT/v1#MODEL"
             )

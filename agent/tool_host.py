@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agent.trace import is_secret
+from memory.records import is_secret
 from memory.store import BASE, GREEDY, RunStore
 from tools.contract import Jobs, Json, Judge, ToolError
 from tools.jobs.client import REPOSITORY

@@ -25,14 +25,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from memory.records import append_jsonl, read_jsonl
+from memory.records import append_jsonl, is_secret, read_jsonl
 
 Event = dict[str, Any]
 
 _SECRET = re.compile(
     r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|Bearer\s+[A-Za-z0-9._~+/-]{12,})"
 )
-_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 class Trace:
@@ -69,11 +68,6 @@ class Trace:
                 value = value.replace(secret, "[redacted]")
             return _SECRET.sub("[redacted]", value)
         return value
-
-
-def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret."""
-    return name.upper().endswith(_SECRET_NAMES)
 
 
 def read_events(run_dir: Path) -> Iterator[Event]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from agent import report, span_names, views
 from agent.trace import Event, read_events
-from agent.trace_spans import ERROR, span_rows
+from agent.trace_spans import ERROR, OK, span_rows
 from memory.store import RunStore
 from tools.contract import Json
 
@@ -23,6 +23,7 @@ MOST_BATCH = 1000
 """Metrics in one request, which is what servers take."""
 MOST_PARAMETER = 6000
 """Characters."""
+STATES = {OK: "OK", ERROR: "ERROR"}
 FINAL = ("base_zero_shot", "base_few_shot", "champion")
 
 
@@ -129,9 +130,14 @@ def _replace_trace(run_dir: Path, experiment: str, run: str) -> None:
             start_time_ns=int(row["startTimeUnixNano"]),
         )
     for row in rows:
-        output, failed = _attributes(row).get(f"{span_names.OUTPUT}.value"), row["status"].get("code") == ERROR
-        begun[row["spanId"]].end(output, status="ERROR" if failed else "OK", end_time_ns=int(row["endTimeUnixNano"]))
+        output, status = (
+            _attributes(row).get(f"{span_names.OUTPUT}.value"),
+            STATES.get(row["status"].get("code"), "UNSET"),
+        )
+        begun[row["spanId"]].end(output, status=status, end_time_ns=int(row["endTimeUnixNano"]))
     mlflow.flush_trace_async_logging()
+    if not client.search_traces(locations=[experiment], filter_string=filter_string, include_spans=False):
+        raise ValueError("the run was written, but MLflow kept no trace of it; its warning above says why")
 
 
 def _attributes(row: Json) -> Json:

@@ -46,7 +46,7 @@ def train(start_from: str = "latest", **settings: Any) -> Line:
 JUDGE: Line = ("evaluate_model", {"target": "candidate"})
 FIRST = [generate(512, 32, "few_shot", 1.0), curate(), train("base"), JUDGE]
 SECOND = [generate(1536, 32), curate(), train(), JUDGE]
-ACQUIRE, SELECT, OPTIMIZE, MERGE, REFINE = 5, 6, 7, 9, 5
+FIRST_OPTIMIZE, ACQUIRE, SELECT, OPTIMIZE, MERGE, REFINE = 3, 5, 6, 7, 9, 5
 """The step at which a method of each process has its place in FIRST and SECOND."""
 
 
@@ -98,7 +98,8 @@ METHODS: dict[str, Method] = {
     "prefer_answers": optimizer("prefer_answers", learning_rate=0.0005, epochs=1),
     "kto": optimizer("kto", learning_rate=0.0005, epochs=1),
     "grpo": optimizer("grpo", learning_rate=0.0001, steps=12),
-    "self_distill": optimizer("self_distill", learning_rate=0.0005, epochs=1),
+    # Legal only while the model answers better with examples.
+    "self_distill": Method(FIRST_OPTIMIZE, [("self_distill", {"learning_rate": 0.0005, "epochs": 1}), JUDGE]),
     "average_models": Method(MERGE, [("average_models", {"num_models": 2, "champion_share": 0.5}), JUDGE]),
     "scale_adapter": Method(MERGE, [("scale_adapter", {"factor": 1.2}), JUDGE]),
     "vote_on_answers": Method(REFINE, [("vote_on_answers", {"samples": 8})]),
@@ -180,7 +181,7 @@ def run_method(name: str, method: Method, first: Path) -> Json:
 def before(first: Path, step: int) -> list[bool]:
     """Return which search items the model was right about that a method at this step begins with."""
     store = RunStore(first)
-    earlier = store.verdicts()[: 2 if step == MERGE else 1]
+    earlier = store.verdicts()[: sum(step > verdict for verdict in (len(FIRST), len(FIRST + SECOND)))]
     known = [verdict["model"] for verdict in earlier if verdict["accepted"]]
     found = store.score(known[-1] if known else BASE)
     assert found is not None, "a judged model was measured on the search items"

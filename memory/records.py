@@ -103,3 +103,8 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD"))

@@ -16,7 +16,7 @@ from agent.judge_check import agreement, check_judge
 from agent.views import final_lines, run_status, score_text
 from memory.records import read_json, read_jsonl
 from tests.test_run import Flags, finish, only_run, program, write_task
-from tools.engines.base import Completion, Message, Sampling
+from tools.engines.base import Completion, Message, PromptTooLongError, Sampling
 from tools.tasks import load_task
 from tools.tasks.base import Item
 from tools.tasks.judge import (
@@ -307,7 +307,7 @@ def test_a_question_too_long_for_the_judge_costs_its_own_verdict_only() -> None:
         def generate(self, prompts: list[list[Message]], sampling: Sampling) -> list[list[Completion]]:
             texts = [prompt[-1]["content"] for prompt in prompts]
             if any(len(text) > 50 for text in texts):
-                raise ValueError("a prompt is longer than the context")
+                raise PromptTooLongError("a prompt is longer than the context")
             return [[Completion(str(len(text)), 1, -1.0, "stop")] for text in texts]
 
     replies = ask_engine(Engine(), ["a", "b" * 90, "ccc", "d" * 51, "eeee"])

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, PreTrai
 
 from tools.engines.base import Message, Sampling, build_messages
 from tools.engines.rollout import _attend, _attend_plainly, grow_prefix, sample_branches
-from tools.engines.transformers_engine import TransformersEngine, choose_dtype, load_weights, shared_prefix_length
+from tools.engines.transformers_engine import TransformersEngine, dtype_name, load_weights, shared_prefix_length
 
 QUESTIONS = ["ab", "a", "what is this long one?", "abc", "x" * 40]
 NEVER = torch.tensor([], dtype=torch.long)
@@ -341,12 +341,15 @@ def test_a_model_with_another_kind_of_attention_is_refused(tmp_path: Path) -> No
         load_weights(tmp_path, torch.float32, torch.device("cpu"))
 
 
-def test_dtypes_by_name() -> None:
-    cpu = torch.device("cpu")
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    assert {name: choose_dtype(name, cpu) for name in named} == named
-    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(("quicker", "chosen"), [(1.0, "float32"), (6.0, "bfloat16")])
+def test_auto_takes_the_dtype_that_multiplies_faster(
+    quicker: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {torch.float32: 100.0, torch.bfloat16: 100.0 * quicker}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("tools.engines.transformers_engine.product_rate", rates.__getitem__)
+    assert dtype_name("auto") == chosen
+    assert dtype_name("float16") == "float16"
 
 
 def test_the_identity_names_the_dtype(engine: TransformersEngine) -> None:

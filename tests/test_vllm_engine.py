@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -29,12 +30,15 @@ SERVER = """
 import json, os, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-if "-c" in sys.argv:
+if "--port" not in sys.argv:
     print("0.0.1")
     sys.exit()
+DIED = os.path.join(os.path.dirname(__file__), "died")
 told = dict(zip(sys.argv[1:], sys.argv[2:]))
 with open(os.path.join(os.path.dirname(__file__), "starts.jsonl"), "a") as starts:
-    print(json.dumps({"weights": told["--model"], "path": os.environ.get("PYTHONPATH")}), file=starts)
+    seen = os.environ.get
+    told_of = {"weights": told["--model"], "path": seen("PYTHONPATH"), "secret": seen("SOME_API_KEY")}
+    print(json.dumps(told_of), file=starts)
 if "broken" in told["--model"]:
     sys.exit("ValueError: these weights are broken")
 
@@ -43,8 +47,14 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         known = self.headers.get("Authorization") == "Bearer " + os.environ["VLLM_API_KEY"]
         status, answer = 200, {}
-        if self.path.startswith("/v1") and not known:
+        if not known:
             status = 401
+        elif "die" in str(body.get("messages")) and not os.path.exists(DIED):
+            open(DIED, "w").close()
+            os._exit(1)
+        elif "fail" in str(body.get("messages")) and not os.path.exists(DIED):
+            open(DIED, "w").close()
+            status = 500
         elif self.path == "/v1/chat/completions":
             text = body["model"] + " of " + os.path.basename(told["--model"])
             message = {"role": "assistant", "content": text}
@@ -70,7 +80,7 @@ def engine(tmp_path: Path) -> Iterator[VllmEngine]:
     python.write_text(f"#!{sys.executable}\n{textwrap.dedent(SERVER)}")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "base").mkdir()
-    engine = VllmEngine(tmp_path / "base", "auto", tmp_path / "vllm.log", python)
+    engine = VllmEngine(tmp_path / "base", "float32", tmp_path / "vllm.log", python)
     yield engine
     engine.close()
 
@@ -119,14 +129,31 @@ def test_a_training_ends_the_server_and_the_next_question_starts_another(engine:
     assert engine.tokens_processed == 2 * (7 + 2 - 4)
 
 
-def test_a_killed_server_is_started_again(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tools.engines.chat_endpoint.RETRY_WAITS_S", ())
+@pytest.mark.parametrize("word", ["die", "fail"])
+def test_a_server_that_dies_or_fails_is_started_again(word: str, engine: VllmEngine, tmp_path: Path) -> None:
     engine.use_model(adapter(tmp_path / "candidate"))
+    [[answer]] = engine.generate([build_messages(word, [])], GREEDY)
+    assert answer.text.startswith("candidate-")
+    assert len(starts(tmp_path)) == 2
+
+
+def test_a_server_that_was_killed_in_between_is_started_again(engine: VllmEngine, tmp_path: Path) -> None:
     said(engine)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    assert said(engine).startswith("candidate-")
+    assert said(engine) == "base of base"
     assert len(starts(tmp_path)) == 2
+
+
+def test_its_processor_time_counts_as_the_workers(engine: VllmEngine, tmp_path: Path) -> None:
+    (tmp_path / "worker.json").write_text("{}")
+    resident = Resident(tmp_path)
+    resident.__dict__["engine"] = engine
+    said(engine)
+    alone, together = engine.cpu_s, resident.cpu_s
+    assert 0 < alone < together
+    engine.close()
+    assert engine.cpu_s >= alone, "what an ended server took stays counted"
 
 
 def test_a_server_that_cannot_start_says_why(engine: VllmEngine, tmp_path: Path) -> None:
@@ -143,9 +170,10 @@ def test_the_server_sees_nothing_of_our_packages(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SOME_API_KEY", "secret")
     said(engine)
-    assert starts(tmp_path)[0]["path"] is None
-    assert engine.identity() == {"engine": "vllm", "vllm": "0.0.1", "dtype": "auto", "device": "cpu"}
+    assert starts(tmp_path)[0] == {"weights": str(tmp_path / "base"), "path": None, "secret": None}
+    assert engine.identity() == {"engine": "vllm", "vllm": "0.0.1", "dtype": "float32", "device": vllm_engine.device()}
 
 
 def test_without_vllm_the_cure_is_named(tmp_path: Path) -> None:
@@ -187,5 +215,7 @@ def test_vllm_answers_as_transformers_does(default_model: Path, tmp_path: Path) 
         drawn = engine.generate(long, Sampling(8, num_samples=4, temperature=1.0))
         assert all(len(samples) == 4 and all(one.logprob < 0 for one in samples) for samples in drawn)
         assert engine.tokens_processed > 0
+        for path in ("health", "adapters", "v1/models", "invocations"):
+            assert httpx.post(f"{engine.url}/{path}", json={}).status_code == 401, "only who has the key is answered"
     finally:
         engine.close()

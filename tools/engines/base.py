@@ -40,8 +40,12 @@ class Completion(NamedTuple):
     """"stop" (the model ended) or "length" (cut at max_new_tokens)."""
 
 
+class PromptTooLongError(ValueError):
+    """A prompt is longer than the model's context."""
+
+
 class Engine(Protocol):
-    """Generates for one model at a time; `use_model` switches. Prompts longer than the context raise ValueError."""
+    """Generates for one model at a time; `use_model` switches. Too long a prompt raises PromptTooLongError."""
 
     tokens_processed: int
     """Tokens that went through the model since the start: what prompts or samples share counts once."""

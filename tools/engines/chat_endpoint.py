@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
+from tools.engines.base import PromptTooLongError
+
 RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)
 MAX_RETRY_AFTER_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
@@ -168,7 +170,7 @@ class ChatEndpoint:
                 if error.status not in (400, 422):
                     raise
                 if _TOO_LONG.search(error.answer):
-                    raise ValueError(f"a prompt does not fit the context of the model ({error})") from error
+                    raise PromptTooLongError(f"a prompt does not fit the context of the model ({error})") from error
                 first_refusal = first_refusal or error
                 field = _field_to_drop(request, error.answer, optional)
                 if field is None:

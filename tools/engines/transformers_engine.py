@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tools.engines.base import Completion, Message, Sampling
+from tools.engines.base import Completion, Message, PromptTooLongError, Sampling
 from tools.engines.rollout import KeyValueTree, grow_prefix, sample_branches
 
 COLUMNS_PER_FORWARD = 16_384
@@ -32,7 +32,7 @@ class TransformersEngine:
         """Load the base model. batch_divisor: into how many parts batches are cut at this moment, to save memory."""
         self._batch_divisor = batch_divisor
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = choose_dtype(dtype, self.device)
+        self.dtype = getattr(torch, dtype_name(dtype))
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
         self.base = load_weights(model_dir, self.dtype, self.device)
         self.model = self.base
@@ -76,10 +76,10 @@ class TransformersEngine:
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=self.stop_ids.tolist())
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Return the token ids of a chat, ready for the assistant's turn. Raises ValueError when over the context."""
+        """Return the token ids of a chat, ready for the assistant's turn. Raises PromptTooLongError."""
         ids = encode_chat(self.tokenizer, messages)
         if len(ids) >= self.context_length:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"a prompt has {len(ids)} tokens, the model's context is {self.context_length}; "
                 "use fewer or shorter seed examples, or a model with a longer context"
             )
@@ -218,16 +218,15 @@ def _batches(suffixes: list[list[int]], sampling: Sampling, divisor: int = 1) ->
         yield from ((batch, num_samples) for num_samples in passes)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_name(asked: str) -> str:
     """Return the dtype to generate in. "auto": bf16 on a GPU; on a CPU whichever multiplies faster here, measured.
 
     Only processors with bf16 matrix units (AMX) are faster in bf16, by four times or more, so the measurement is clear.
     """
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16
-    return torch.bfloat16 if product_rate(torch.bfloat16) > 2 * product_rate(torch.float32) else torch.float32
+    if asked != "auto":
+        return asked
+    quick = torch.cuda.is_available() or product_rate(torch.bfloat16) > 2 * product_rate(torch.float32)
+    return "bfloat16" if quick else "float32"
 
 
 def product_rate(dtype: torch.dtype, rows: int = 1024, width: int = 1024, repeats: int = 6) -> float:

@@ -94,7 +94,7 @@ def run_job(folder: Path, resident: Any) -> None:
     spec = JobSpec.load(folder)
     attempts = read_json(folder / "status.json").get("attempts", 0) if (folder / "status.json").exists() else 0
     write_json(folder / "status.json", {"state": "running", "pid": os.getpid(), "attempts": attempts + 1})
-    started, cpu, tokens = time.monotonic(), time.process_time(), resident.tokens_processed
+    started, cpu_s, tokens = time.monotonic(), resident.cpu_s, resident.tokens_processed
     paid = _endpoint_tokens(resident)
     function = load_function(spec.function)
     job = Job(folder, resident)
@@ -105,7 +105,7 @@ def run_job(folder: Path, resident: Any) -> None:
     # How an earlier attempt's tokens were split is not known: they count as the dearer ones.
     num_output += job.earlier_tokens if num_input else 0
     gpu_s = wall_s * getattr(resident, "num_gpus", 0)
-    usage = Usage(wall_s, time.process_time() - cpu, tokens, gpu_s, num_input, num_output)
+    usage = Usage(wall_s, resident.cpu_s - cpu_s, tokens, gpu_s, num_input, num_output)
     halved = {} if (divisor := getattr(resident, "batch_divisor", 1)) == 1 else {"batch_divisor": divisor}
     write_json(folder / "result.json", {"value": value, "usage": usage._asdict()} | halved)
     write_json(folder / "status.json", {"state": "finished", "pid": os.getpid(), "attempts": attempts + 1})

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from functools import cached_property
 from pathlib import Path
@@ -47,10 +48,11 @@ class Resident:
         if self.settings["engine"] == "transformers":
             return self.local_engine
         if self.settings["engine"] == "vllm":
+            from tools.engines.transformers_engine import dtype_name
             from tools.engines.vllm_engine import VllmEngine
 
             log = self.run_dir / "jobs" / "vllm.log"
-            return VllmEngine(Path(self.settings["model_dir"]), self.settings["dtype"], log)
+            return VllmEngine(Path(self.settings["model_dir"]), dtype_name(self.settings["dtype"]), log)
         from tools.engines.openai_engine import OpenAIEngine
 
         url, _, model = self.settings["engine"].removeprefix("openai:").partition("#")
@@ -130,8 +132,17 @@ class Resident:
         return sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages)
 
     @property
+    def cpu_s(self) -> float:
+        """Processor time of this process and of an engine's own."""
+        return time.process_time() + getattr(self.__dict__.get("engine"), "cpu_s", 0.0)
+
+    @property
     def num_gpus(self) -> int:
-        """GPUs of the machine, as far as torch was loaded to use them."""
+        """GPUs of the machine, as far as torch was loaded to use them or a server of ours does."""
+        if self.settings["engine"] == "vllm":
+            from tools.engines.vllm_engine import num_gpus
+
+            return num_gpus()
         torch = sys.modules.get("torch")
         return 0 if torch is None else int(torch.cuda.device_count())
 

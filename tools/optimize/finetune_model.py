@@ -41,9 +41,10 @@ def _methods(store: RunStore, latest: Record | None) -> list[str]:
     device = identity.get("device")
     # On a CPU full weights take twice the time and the memory of a laptop for the same gain. Endpoints serve adapters.
     full = [] if device == "cpu" or identity.get("engine") == "openai" else ["full"]
+    adapters = ["lora"] if device == "cpu" else ["lora", "rslora"]
     if latest is None:
         four_bits = ["qlora"] if device == "cuda" and find_spec("bitsandbytes") else []
-        return ["lora", *(["rslora"] if full else []), *four_bits, *full]
+        return [*adapters, *four_bits, *full]
     # An adapter is always an adapter of the base model, so a full model is trained on in full.
     return [latest["settings"]["method"], *full] if is_adapter(latest) else ["full"]
 

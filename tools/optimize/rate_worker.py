@@ -43,6 +43,7 @@ def sweep_rates(job: Job, dataset: str, parent: str, method: str, seed: int) -> 
 
     Rates are those of finetune_model's menu, so that full training takes a twentieth of them.
     """
+    job.resident.make_room()
     store, engine = RunStore(job.run_dir), job.resident.local_engine
     started = time.monotonic()
     engine.use_model(None)

@@ -92,6 +92,7 @@ def run_training(
 
     The trainer's count_tokens() returns the tokens that were trained on; its `notes`, if any, go into the manifest.
     """
+    job.resident.make_room()
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         return train_in_processes(job, torch.cuda.device_count())
 
@@ -101,7 +102,6 @@ def run_training(
     if known is not None:  # killed between the manifest and the job's result
         job.earlier_tokens = TRAINED_TOKEN_COST * known["num_tokens"]
         return {"model": model_id} | {name: known[name] for name in RESULT}
-    job.resident.make_room()
     engine = job.resident.local_engine
     rows_of = {name: store.rows("data", name, "train.jsonl") for name in dict.fromkeys([*datasets, *rehearse, *beside])}
     rows = [row for name in datasets for row in rows_of[name]]

@@ -64,6 +64,7 @@ def _train(job: Job, rows: list[Json], model: str, seed: int, folder: Path, pass
 
     from tools.optimize import sft_worker
 
+    job.resident.make_room()
     store, engine = RunStore(job.run_dir), job.resident.local_engine
     method = "lora" if model == BASE else (store.get("models", model) or {})["settings"]["method"]
     settings = SETTINGS | {"method": method, "epochs": passes}

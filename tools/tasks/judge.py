@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from memory.records import content_id, read_jsonl, write_jsonl
 from prompts import render
 from tools.contract import Json
-from tools.engines.base import Message, Sampling, build_messages
+from tools.engines.base import Message, PromptTooLongError, Sampling, build_messages
 from tools.jobs.job import Job
 from tools.tasks.base import Item, Verdict
 from tools.tasks.options import check_name, read_switch
@@ -239,7 +239,7 @@ def ask_engine(engine: Any, prompts: list[str]) -> list[str]:
     chats: list[list[Message]] = [build_messages(prompt, []) for prompt in prompts]
     try:
         return [samples[0].text for samples in engine.generate(chats, Sampling(MOST_REPLY_TOKENS))]
-    except ValueError:
+    except PromptTooLongError:
         if len(prompts) == 1:
             return [NO_ROOM]
     half = len(prompts) // 2
