@@ -107,6 +107,16 @@ def test_answers_come_in_the_order_of_the_prompts_with_tokens_and_logprobs(serve
     assert engine.generate([], GREEDY) == []
 
 
+def test_a_begun_answer_is_continued(server: FakeServer) -> None:
+    begun: Message = {"role": "assistant", "content": "So:\n"}
+    answers = make_engine(server).generate([[*ask("a"), begun], ask("b")], GREEDY)
+    assert [completions[0].text for completions in answers] == ["So:\n/0", "b/0"]
+    by_text = {body["messages"][-1]["content"]: body for body in server.bodies()}
+    assert by_text["So:\n"]["messages"] == [*ask("a"), begun]
+    told = {"continue_final_message": True, "add_generation_prompt": False}
+    assert told.items() <= by_text["So:\n"].items() and not told.keys() & by_text["b"].keys()
+
+
 def test_several_samples_are_one_request(server: FakeServer) -> None:
     engine = make_engine(server)
     [samples] = engine.generate([ask("a")], Sampling(8, num_samples=3, temperature=1.0))

@@ -25,6 +25,7 @@ from tools.refine.policy import Asked, answer, policy_id
 from tools.refine.prompt_search import legal_search, search_prompt
 from tools.refine.proposal import add_policy, changed, propose
 from tools.refine.self_consistency import legal_vote, vote_on_answers, vote_settings
+from tools.refine.tree_search import search_answer_tree, tree_settings
 from tools.tasks.base import Item, Splits, SplitSizes
 
 VOTE: Json = {"choice": vote_settings(4)}
@@ -255,8 +256,17 @@ def test_where_a_judge_scores_nothing_chooses_by_a_judge(make: Make) -> None:
     path = referee.store.folder("evals", record["id"]) / "record.json"
     write_json(path, read_json(path) | {"scorer_note": "judge, unchecked"})
     assert legal_judged(context) is None
-    with pytest.raises(ToolError, match="may not look at what scores it"):
-        take_judged_answer(context, samples=4)
+    for take in (take_judged_answer, search_answer_tree):
+        with pytest.raises(ToolError, match="may not look at what scores it"):
+            take(context)
+
+
+def test_a_tree_is_proposed_beside_a_vote_of_as_many_samples_as_a_step_has(make: Make) -> None:
+    referee, _ = make(lambda name, number: number % 2 == 0 or name == f"{policy_id({'choice': tree_settings(2)})}@base")
+    told = search_answer_tree(context_of(referee), branches=2)
+    assert (told["kind"], told["accepted"]) == ("tree_search", True)
+    assert (told["control"]["policy"], told["control"]["score"]) == (policy_id(VOTE), 0.5)
+    assert referee.store.champion_policy() == policy_id({"choice": tree_settings(2)})
 
 
 # --- what tools do

@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PreTrainedModel
 
 from tools.engines.base import Message, Sampling, build_messages
 from tools.engines.rollout import _attend, _attend_plainly, grow_prefix, sample_branches
-from tools.engines.transformers_engine import TransformersEngine, dtype_name, load_weights, shared_prefix_length
+from tools.engines.transformers_engine import (
+    TransformersEngine,
+    dtype_name,
+    encode_chat,
+    load_weights,
+    shared_prefix_length,
+)
 
 QUESTIONS = ["ab", "a", "what is this long one?", "abc", "x" * 40]
 NEVER = torch.tensor([], dtype=torch.long)
@@ -364,3 +370,28 @@ def test_a_tokenizer_without_a_template_gets_plain_lines(tiny_model: Path, tmp_p
     assert engine.tokenizer.decode(ids) == "Be brief.\nQuestion: Why?\nAnswer: So.\nQuestion: How?\nAnswer:"
     assert engine.tokenizer.decode(engine.encode(chats("How?")[0])) == "Question: How?\nAnswer:"
     assert engine.generate(chats("How?"), Sampling(3))[0][0].num_tokens <= 3
+    assert engine.tokenizer.decode(engine.encode([*chats("How?")[0], begun(" So")])) == "Question: How?\nAnswer: So"
+
+
+def begun(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize("text", ["", "First, ", "First.\n", "if x:\n    ", "\n x", "  a", "\n\n", "gr\u00fcn"])
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_begun_answer_follows_its_chat_as_it_is(default_model: Path, text: str, trims: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    if trims:
+        tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "(message['content'] | trim)")
+    chat = build_messages("How?", [("Why?", "So.")])
+    ids = encode_chat(tokenizer, chat)
+    assert encode_chat(tokenizer, [*chat, begun(text)]) == ids + tokenizer(text).input_ids
+    assert str(tokenizer.decode(ids + tokenizer(text).input_ids)).endswith("<|im_start|>assistant\n" + text)
+
+
+def test_a_begun_answer_is_continued(engine: TransformersEngine, plain: PreTrainedModel) -> None:
+    [chat] = chats("ab")
+    (found,) = engine.generate([[*chat, begun("So: \n")]], Sampling(8))[0]
+    expected = plain_greedy(plain, engine.encode(chat) + engine.tokenizer("So: \n").input_ids, 8)
+    assert found.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
+    assert found != engine.generate([chat], Sampling(8))[0][0]

@@ -57,7 +57,10 @@ class Engine(Protocol):
         """Generate with the model of this folder (PEFT adapter or full weights) from now on; None = the base model."""
 
     def generate(self, prompts: list[list[Message]], sampling: Sampling) -> list[list[Completion]]:
-        """Return num_samples completions for each prompt, in the order of the prompts."""
+        """Return num_samples completions for each prompt, in the order of the prompts.
+
+        Where the last message is the assistant's, it is a beginning: the completions are what follows it.
+        """
 
 
 def build_messages(question: str, shots: list[tuple[str, str]], system_prompt: str = "") -> list[Message]:

@@ -108,6 +108,8 @@ class OpenAIEngine:
                 "seed": seed + len(completions),
                 "logprobs": True,
             }
+            if prompt[-1]["role"] == "assistant":  # by vLLM's names; a server that refuses them cannot continue
+                request |= {"continue_final_message": True, "add_generation_prompt": False}
             if num_missing > 1:
                 request["n"] = num_missing
             reply = endpoint.chat(request, optional=("n", "logprobs"))

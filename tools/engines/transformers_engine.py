@@ -76,7 +76,7 @@ class TransformersEngine:
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=self.stop_ids.tolist())
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Return the token ids of a chat, ready for the assistant's turn. Raises PromptTooLongError."""
+        """Return the token ids of a chat, ready for the assistant to go on. Raises PromptTooLongError."""
         ids = encode_chat(self.tokenizer, messages)
         if len(ids) >= self.context_length:
             raise PromptTooLongError(
@@ -133,8 +133,14 @@ class TransformersEngine:
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Return the token ids of a chat up to where the assistant answers: the one place where prompts become tokens.
 
-    A tokenizer without a chat template gets plain "Question: / Answer:" lines.
+    A last message of the assistant is the beginning of that answer. A tokenizer without a chat template gets plain
+    "Question: / Answer:" lines.
     """
+    if messages[-1]["role"] == "assistant":
+        # As an answer follows its prompt in training. apply_chat_template(continue_final_message=True) lets the
+        # template strip its ends, and merges a line end that it begins with into the template's own.
+        begun = list(tokenizer(messages[-1]["content"], add_special_tokens=False).input_ids)
+        return encode_chat(tokenizer, messages[:-1]) + begun
     if tokenizer.chat_template is None:
         label = {"system": "", "user": "Question: ", "assistant": "Answer: "}
         lines = [label[message["role"]] + message["content"] for message in messages if message["content"]]

@@ -24,16 +24,11 @@ USE = (
 
 def choose(choice: Json, asked: Asked, prompts: list[list[Message]]) -> list[Completion]:
     """Return for each prompt the sample with the highest grade; of equal grades the most frequent answer."""
-    from tools.tasks.base import Item
-    from tools.tasks.judge import JudgeScorer, make_judge_spec
-
     samples = draw(choice, asked, prompts)
     different = [
         (place, text) for place, mine in enumerate(samples) for text in dict.fromkeys(one.text.strip() for one in mine)
     ]
-    judge = JudgeScorer(make_judge_spec("judge:self", {"judge_unchecked": True}, Path()), asked.ask_base)
-    pairs = [(Item(prompts[place][-1]["content"], "(none is given)", "all"), text) for place, text in different]
-    grades = dict(zip(different, (verdict.score for verdict in judge.score(pairs)), strict=True))
+    grades = grade_answers(asked, prompts, different)
     found = []
     for place, drawn in enumerate(samples):
         mine = [one for one in drawn if one.finish == "stop"] or drawn
@@ -42,19 +37,32 @@ def choose(choice: Json, asked: Asked, prompts: list[list[Message]]) -> list[Com
     return found
 
 
+def grade_answers(
+    asked: Asked, prompts: list[list[Message]], answers: list[tuple[int, str]]
+) -> dict[tuple[int, str], float]:
+    """Return the base model's grade, from 0 to 1, of each (place of its prompt, answer)."""
+    from tools.tasks.base import Item
+    from tools.tasks.judge import JudgeScorer, make_judge_spec
+
+    judge = JudgeScorer(make_judge_spec("judge:self", {"judge_unchecked": True}, Path()), asked.ask_base)
+    pairs = [(Item(prompts[place][-1]["content"], "(none is given)", "all"), text) for place, text in answers]
+    return dict(zip(answers, (verdict.score for verdict in judge.score(pairs)), strict=True))
+
+
 def judged_settings(samples: int) -> Json:
     """Return the part of a policy that takes the answer with the highest grade."""
     return {"kind": "judged_answer", "samples": samples, "temperature": TEMPERATURE}
 
 
-def _scored_by_a_judge(store: RunStore) -> bool:
+def scored_by_a_judge(store: RunStore) -> bool:
+    """Whether a judge is the task's scorer."""
     return "scorer_note" in (store.score(BASE) or {})
 
 
 def legal_judged(context: ToolContext) -> Grid | None:
     """No judge scores the task, nothing waits for a verdict, and the champion was not asked so yet."""
     store = context.store
-    if store.candidate() is not None or _scored_by_a_judge(store):
+    if store.candidate() is not None or scored_by_a_judge(store):
         return None
     wanted = [number for number in (4, 8) if untried(store, changed(store, choice=judged_settings(number)))]
     return {"samples": wanted} if wanted else None
@@ -74,7 +82,7 @@ def take_judged_answer(run: ToolRun, samples: Literal[4, 8] = 4) -> Json:
     and whether the champion answers so from now on.
     """
     store = run.context.store
-    if _scored_by_a_judge(store):
+    if scored_by_a_judge(store):
         raise ToolError("a judge scores this task, and a policy may not look at what scores it")
     control = changed(store, choice=vote_settings(samples))
     return propose(run.context, changed(store, choice=judged_settings(samples)), control)

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     failing: FindFailing
     """Gives the public tests that programs fail, each given as (place of its question, program); [] without tests."""
     ask_base: Callable[[list[str]], list[str]]
-    """Gives the base model's reply to each prompt; the engine has the base model loaded after it."""
+    """Gives the base model's reply to each prompt; after it the engine answers with the asked model again."""
     taught: Callable[[list[Json], int], AbstractContextManager[None]]
     """Gives a `with` block in which the engine answers with what so many passes over rows make of the model (with the
     model itself when they break it); after it the engine has the base model loaded."""
@@ -123,9 +123,16 @@ def prepare(
         failing = finder(resident.scorer, tests)
     asked = Asked(
         policy, resident.engine, lambda: resident.memory, store, max_new_tokens, failing,
-        lambda prompts: resident.ask_base(prompts), lambda rows, passes: _taught(resident, store, model, rows, passes),
+        lambda prompts: _ask_base(resident, store, model, prompts),
+        lambda rows, passes: _taught(resident, store, model, rows, passes),
     )  # fmt: skip
     return settings_of(store, policy), asked
+
+
+def _ask_base(resident: Any, store: RunStore, model: str, prompts: list[str]) -> list[str]:
+    replies: list[str] = resident.ask_base(prompts)
+    resident.engine.use_model(store.model_dir(model))
+    return replies
 
 
 @contextmanager
