@@ -93,8 +93,7 @@ METHODS: dict[str, Method] = {
     "learned": selector("learned"),
     "mmr": selector("mmr"),
     "finetune_model": Method(OPTIMIZE, [train(), JUDGE]),
-    "finetune_model, rslora from base": Method(OPTIMIZE, [train("base", method="rslora"), JUDGE], "finetune_model"),
-    "finetune_model, full": Method(OPTIMIZE, [train("base", method="full"), JUDGE], "finetune_model"),
+    "finetune_model, from base": Method(OPTIMIZE, [train("base"), JUDGE], "finetune_model"),
     "prefer_answers": optimizer("prefer_answers", learning_rate=0.0005, epochs=1),
     "kto": optimizer("kto", learning_rate=0.0005, epochs=1),
     "grpo": optimizer("grpo", learning_rate=0.0001, steps=12),
@@ -160,8 +159,9 @@ def run_method(name: str, method: Method, first: Path) -> Json:
     steps = [event for event in events if event["kind"] == "tool_finished" and event["step"] >= method.step]
     called = [event["tool"] for event in steps]
     last_tool = "evaluate_model" if method.num_by_rules else method.lines[-1][0]
-    if called[: len(method.lines)] != [tool for tool, _ in method.lines] or last_tool not in called:
-        return {"method": name, "problem": f"after {', '.join(called)}: {events[-1]['sentence']}"}
+    followed = [(event["tool"], event["args"]) for event in steps[: len(method.lines)]] == method.lines
+    if not followed or last_tool not in called:
+        return {"method": name, "problem": f"not legal here, or failed; it called {', '.join(called)}"}
     steps = steps[: called.index(last_tool) + 1]
     result = steps[-1]["result"]
     store = RunStore(run_dir)
