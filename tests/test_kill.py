@@ -45,7 +45,7 @@ def test_a_training_killed_before_its_result_costs_the_same(trained: RunStore) -
     folder = trained.run_dir / "jobs" / "key"
     args = {"model_id": "m1", "settings": SETTINGS, "parent": BASE, "datasets": ["d1"], "rehearse": [], "seed": 0}
     write_json(folder / "spec.json", {"function": "tools.optimize.sft_worker:train", "args": args, "inputs": {}})
-    run_job(folder, SimpleNamespace(tokens_processed=7))
+    run_job(folder, SimpleNamespace(tokens_processed=7, cpu_s=1.0, make_room=lambda: None))
     result = (folder / "result.json").read_text()
     assert '"model": "m1"' in result and '"tokens": 150' in result, "a trained token counts three times"
 
@@ -60,7 +60,7 @@ def test_a_training_call_killed_before_its_result_can_be_repeated(trained: RunSt
 def test_work_of_an_earlier_attempt_belongs_to_the_cost_of_a_job(tmp_path: Path) -> None:
     folder = tmp_path / "jobs" / "key"
     write_json(folder / "spec.json", {"function": "tests.test_kill:goes_on", "args": {}, "inputs": {}})
-    run_job(folder, SimpleNamespace(tokens_processed=7))
+    run_job(folder, SimpleNamespace(tokens_processed=7, cpu_s=1.0, make_room=lambda: None))
     assert '"tokens": 40' in (folder / "result.json").read_text()
 
 

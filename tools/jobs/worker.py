@@ -139,7 +139,7 @@ class Resident:
     @property
     def num_gpus(self) -> int:
         """GPUs of the machine, as far as torch was loaded to use them or a server of ours does."""
-        if self.settings["engine"] == "vllm":
+        if self.settings.get("engine") == "vllm":
             from tools.engines.vllm_engine import num_gpus
 
             return num_gpus()
