@@ -14,7 +14,7 @@ from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.evaluate.costs import answer_tokens, new_set_tokens
 from tools.select.selector import DEFAULT, SELECTORS, Pool, choose, offered
 
-LEAST_FIRST_EXAMPLES = 64
+LEAST_FIRST_EXAMPLES = 48
 """Enough to teach the answer's form, after which sampling succeeds far more often."""
 LEAST_EXAMPLES = 192
 """Later gains are smaller, and what fewer examples bring is mostly too little for the referee to prove."""
