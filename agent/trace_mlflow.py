@@ -69,7 +69,7 @@ def log_run(run_dir: Path, uri: str) -> str:
         if (run_dir / name).exists():
             client.log_artifact(run, str(run_dir / name))
     client.log_text(run, report.page(run_dir), "report.html")
-    _replace_trace(run_dir, experiment, run)
+    _replace_trace(client, run_dir, experiment, run)
     states = {"running": "RUNNING", "killed": "KILLED", "failed": "FAILED"}
     client.set_terminated(run, states.get(views.run_state(run_dir), "FINISHED"), _milliseconds(ended))
     return str(run)
@@ -106,11 +106,10 @@ def _losses(store: RunStore, ts: str) -> Iterator[Point]:
             yield Point(f"loss/{model['id']}", loss, step, ts)
 
 
-def _replace_trace(run_dir: Path, experiment: str, run: str) -> None:
+def _replace_trace(client: Any, run_dir: Path, experiment: str, run: str) -> None:
     """Write the run, its steps, decisions, calls and verdicts as one trace that belongs to the MLflow run."""
     import mlflow
 
-    client = mlflow.MlflowClient()
     filter_string = f"tags.`{TAG}` = '{run_dir.name}'"
     while old := client.search_traces(locations=[experiment], filter_string=filter_string, include_spans=False):
         client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in old])
@@ -130,10 +129,8 @@ def _replace_trace(run_dir: Path, experiment: str, run: str) -> None:
             start_time_ns=int(row["startTimeUnixNano"]),
         )
     for row in rows:
-        output, status = (
-            _attributes(row).get(f"{span_names.OUTPUT}.value"),
-            STATES.get(row["status"].get("code"), "UNSET"),
-        )
+        output = _attributes(row).get(f"{span_names.OUTPUT}.value")
+        status = STATES.get(row["status"].get("code"), "UNSET")
         begun[row["spanId"]].end(output, status=status, end_time_ns=int(row["endTimeUnixNano"]))
     mlflow.flush_trace_async_logging()
     if not client.search_traces(locations=[experiment], filter_string=filter_string, include_spans=False):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from agent.config import DEFAULT_TASK, RunConfig
 from agent.statistics import paired_gain, paired_test, wilson_interval
-from bench.common import ROOT, finish, fresh_folder, machine, percent
+from bench.common import ROOT, finish, fresh_folder, machine, percent, points
 from memory.records import read_json, write_json
 from memory.store import BASE, RunStore
 from tools.acquire.distil_answers import ask_teacher
@@ -221,8 +221,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for arm in arms:
         labels = f"{arm['labels_right']}/{arm['labels']}" if arm["labels"] else "-"
-        low, high = (100 * bound for bound in arm["gain_ci95"])
-        gain = f"{100 * arm['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        gain = points(arm["gain"], arm["gain_ci95"])
         untrained = "" if arm["trained"] or not arm["tokens"] else f" (fewer than {LEAST_ROWS} rows: not trained)"
         cost = f"{arm['tokens']} | {arm['rows']}{untrained} | {labels}"
         print(f"| {arm['seed']} | {arm['method']} | {cost} | {percent(arm)} | {arm['n']} | {gain} |")

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,6 +58,12 @@ def percent(arm: Json) -> str:
     return f"{100 * arm['score']:.1f} % [{100 * arm['ci95'][0]:.1f}, {100 * arm['ci95'][1]:.1f}]"
 
 
+def points(gain: float, interval: Sequence[float]) -> str:
+    """Return "+4.0 [+1.0, +7.0]" of a difference of shares with its interval, in points."""
+    low, high = (100 * end for end in interval)
+    return f"{100 * gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def finish(figures: Json, as_json: bool) -> None:
     """Print the figures as the last line when asked, and exit 1 when the bench's own target was missed."""
     if as_json:
@@ -64,4 +71,4 @@ def finish(figures: Json, as_json: bool) -> None:
     raise SystemExit(0 if figures["ok"] else 1)
 
 
-__all__ = ["ROOT", "finish", "fresh_folder", "machine", "median", "percent", "start_run", "try_run"]
+__all__ = ["ROOT", "finish", "fresh_folder", "machine", "median", "percent", "points", "start_run", "try_run"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent.statistics import PairedTest, paired_gain, paired_test
-from bench.common import ROOT, finish, fresh_folder, machine, percent, try_run
+from bench.common import ROOT, finish, fresh_folder, machine, percent, points, try_run
 from memory.records import read_jsonl, write_jsonl
 from memory.store import BASE, GREEDY, RunStore
 
@@ -194,19 +194,16 @@ def gain_of(test: PairedTest, n: int) -> Json:
     return {"points": gain, "ci95": [low, high], "fixed": test.num_fixed, "broken": test.num_broken}
 
 
-def points(gain: Json) -> str:
-    """Return "+4.0 [1.0, 7.0]"."""
-    return f"{100 * gain['points']:+.1f} [{100 * gain['ci95'][0]:+.1f}, {100 * gain['ci95'][1]:+.1f}]"
-
-
 def line(row: Json) -> str:
     """Return a row of the table."""
     if "problem" in row:
         return f"| {row['method']} | did not run: {row['problem']} | | | | | |"
-    against = f"{points(row['over_control'])} over {row['control']}" if "over_control" in row else ""
+    gain, over = row["gain"], row.get("over_control")
+    against = f"{points(over['points'], over['ci95'])} over {row['control']}" if over else ""
     kept = "kept" if row["accepted"] else "not kept"
     cost = f"{row['tokens']} | {row['wall_s']:.0f}"
-    return f"| {row['method']} | {percent(row)} | {row['n']} | {points(row['gain'])}, {kept} | {against} | {cost} |"
+    gained = f"{points(gain['points'], gain['ci95'])}, {kept}"
+    return f"| {row['method']} | {percent(row)} | {row['n']} | {gained} | {against} | {cost} |"
 
 
 def main() -> None:

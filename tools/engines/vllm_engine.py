@@ -6,7 +6,6 @@ with is computed once (prefix caching). It listens on this machine only and answ
 """
 
 import contextlib
-import gc
 import os
 import secrets
 import shutil
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from memory.records import is_secret
 from tools.engines.base import Completion, Message, Sampling
 from tools.engines.chat_endpoint import EngineError
 from tools.engines.openai_engine import OpenAIEngine
 from tools.jobs.landlock import call
+from tools.jobs.machine import give_back_gpu_memory, num_gpus, tree_cpu_s
 
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
 INSTALL = "install it with `make vllm`, or leave --engine out"
@@ -90,12 +89,7 @@ class VllmEngine:
     @property
     def cpu_s(self) -> float:
         """Processor time of all servers so far."""
-        total = self._earlier_cpu_s
-        with contextlib.suppress(psutil.NoSuchProcess):
-            server = psutil.Process(self.pid) if self.pid else None
-            for one in [server, *server.children(recursive=True)] if server else []:
-                total += sum(one.cpu_times()[:2])
-        return total
+        return self._earlier_cpu_s + (tree_cpu_s(self.pid) if self.pid else 0.0)
 
     @property
     def _sockets(self) -> Path:
@@ -170,7 +164,7 @@ class VllmEngine:
         if len(str(self._sockets)) > _LONGEST_SOCKET:
             raise ValueError(f"{self._sockets} is too long for vLLM's sockets; use a shorter --runs-dir")
         self._sockets.mkdir(exist_ok=True)
-        _give_back_gpu_memory()
+        give_back_gpu_memory()  # it starts only where its share is free
         start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -211,11 +205,6 @@ def device() -> str:
     return "cuda" if num_gpus() else "cpu"
 
 
-def num_gpus() -> int:
-    """Return how many GPUs this process was given."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
 def _environment(key: str, sockets: str) -> dict[str, str]:
     """Return what the server's process sees: nothing of our packages, no secrets, no hub, no statistics sent."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "GOMP_SPINCOUNT")
@@ -231,14 +220,6 @@ def _environment(key: str, sockets: str) -> dict[str, str]:
         "VLLM_RPC_BASE_PATH": sockets,
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-
-
-def _give_back_gpu_memory() -> None:
-    """Return what torch keeps of a training: the server starts only where its share is free."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _end_with_parent(parent: int) -> None:

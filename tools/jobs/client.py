@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from memory.records import read_json, write_json
 from tools.contract import ToolError
 from tools.jobs.job import JobSpec, Json, Usage
+from tools.jobs.machine import tree_cpu_s
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_FOLDERS = ("jobs", "data", "models", "policies", "evals", "lessons", "memory", "tmp")
@@ -42,7 +41,7 @@ class Heart:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._looked_s = self._last_s = time.monotonic()
-        self._cpu_s = self._spent()
+        self._cpu_s = tree_cpu_s(pid)
 
     def beat(self) -> None:
         """Take note of progress."""
@@ -52,20 +51,11 @@ class Heart:
         """Return the seconds since the last sign of life."""
         now = time.monotonic()
         if now - self._looked_s >= 1.0:
-            cpu_s = self._spent()
+            cpu_s = tree_cpu_s(self._pid)
             if cpu_s - self._cpu_s > LEAST_CPU_SHARE * (now - self._looked_s):
                 self._last_s = now
             self._looked_s, self._cpu_s = now, cpu_s
         return now - self._last_s
-
-    def _spent(self) -> float:
-        total = 0.0
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._pid)
-            for one in (process, *process.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    total += sum(one.cpu_times()[:2])
-        return total
 
 
 class WorkerClient:

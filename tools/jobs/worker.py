@@ -5,7 +5,6 @@ input closes, that is when the agent is gone, so that nothing of a killed run st
 """
 
 import fcntl
-import gc
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from memory.records import read_json, write_json
 from tools.contract import ToolError
 from tools.jobs import landlock
 from tools.jobs.job import run_job
+from tools.jobs.machine import give_back_gpu_memory, num_gpus
 
 READABLE = ("evals", "policies", "task", "worker.json", "referee/evaluation_ids.json")
 WRITABLE = ("jobs", "data", "models", "lessons", "memory", "metrics", "tmp")
@@ -114,9 +114,7 @@ class Resident:
     def halve_batches(self) -> None:
         """From now on, in this job, compute half as much at once; give back what the last attempt left in memory."""
         self.batch_divisor *= 2
-        gc.collect()
-        if self.num_gpus:
-            sys.modules["torch"].cuda.empty_cache()
+        give_back_gpu_memory()
 
     @property
     def tokens_processed(self) -> int:
@@ -140,8 +138,6 @@ class Resident:
     def num_gpus(self) -> int:
         """GPUs of the machine, as far as torch was loaded to use them or a server of ours does."""
         if self.settings.get("engine") == "vllm":
-            from tools.engines.vllm_engine import num_gpus
-
             return num_gpus()
         torch = sys.modules.get("torch")
         return 0 if torch is None else int(torch.cuda.device_count())
@@ -175,8 +171,7 @@ def _confine(run_dir: Path, beside: list[Path]) -> None:
         # A model may come from an earlier run; what else is closed around it does not hold for its own folder.
         read += landlock.outside([place], [path for path in closed if not place.is_relative_to(path)])
     # CUDA writes the names of its threads into /proc; under `accelerate` they are other processes'.
-    several_gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1
-    write = [*landlock.devices(), Path("/proc" if several_gpus else "/proc/self"), *beside]
+    write = [*landlock.devices(), Path("/proc" if num_gpus() > 1 else "/proc/self"), *beside]
     write += [Path(name).expanduser() for name in _CACHES]
     write += [run_dir / name for name in WRITABLE] + [lessons_file(run_dir), lock_file(run_dir)]
     landlock.confine([*read, *(run_dir / name for name in READABLE)], write)
