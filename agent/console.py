@@ -20,6 +20,7 @@ class Console:
 
     def __init__(self, quiet: bool = False) -> None:
         self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
+        self.rich.soft_wrap = not self.rich.is_terminal  # in a log a line stays a line
         self._status: Status | None = None
         self._headline = ""
         self._job_started = 0.0

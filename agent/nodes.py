@@ -196,7 +196,7 @@ def _stop_reason(state: State, services: Services) -> StopReason | None:
         services.console.say(f"  plateau: {sign}")
         return StopReason.PLATEAU
     if state["step"] >= services.config.max_steps:
-        return StopReason.BUDGET
+        return StopReason.STEPS
     return StopReason.USER_STOPPED if services.stop_requested else None
 
 

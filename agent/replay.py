@@ -36,7 +36,7 @@ LEFT_OUT = ("budget_left_percent", "tokens_per_point", "last_action", "menu")
 """Of the situation: what depends on the time and on the planner's tokens, or says again what the outcome says."""
 COMPARED = ("accepted", "rejected", "champion", "final", "error")
 """Of the report."""
-TRACE_ENDS = (StopReason.BUDGET.value, StopReason.NO_ACTION.value, StopReason.PLATEAU.value)
+TRACE_ENDS = (StopReason.STEPS, StopReason.BUDGET, StopReason.NO_ACTION, StopReason.PLATEAU)
 """A replay has no such limit of its own: it stops where the trace does."""
 
 

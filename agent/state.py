@@ -10,6 +10,7 @@ class StopReason(StrEnum):
     GOAL = "goal"
     PLATEAU = "plateau"
     BUDGET = "budget"
+    STEPS = "steps"
     NOTHING_VERIFIABLE = "nothing_verifiable"
     COLLAPSE = "collapse"
     NO_ACTION = "no_action"
@@ -36,6 +37,7 @@ _SENTENCES = {
         "is left (the trace says which)."
     ),
     StopReason.BUDGET: "The budget does not afford another action beside the final evaluation.",
+    StopReason.STEPS: "The run took all the steps it may (--max-steps).",
     StopReason.NOTHING_VERIFIABLE: (
         "The model gave no right answer at all in two generations; try an easier setting of the task, seed examples "
         "that show the answer's format, or a larger model."

@@ -260,10 +260,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def damaged_files(run_dir: Path) -> list[str]:
-    """Return the files of a run that cannot be read. A torn last line of JSON lines is none: readers leave it out."""
+    """Return the files of a run that cannot be read. A torn last line of JSON lines is none: readers leave it out.
+
+    Nor is what the run itself found damaged and set aside.
+    """
     damaged = []
     for path in sorted(run_dir.rglob("*.json*")):
-        if path.suffix == ".tmp" or "checkpoints" in path.parts:
+        if path.suffix in (".tmp", ".damaged") or "checkpoints" in path.parts:
             continue
         try:
             list(read_jsonl(path)) if path.suffix == ".jsonl" else read_json(path)

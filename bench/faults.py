@@ -259,7 +259,7 @@ def damaged_files_case(stage: Stage) -> list[Row]:
         run.finished, run.problems = finished, []
         run.remember_finished()
         ok = code != 0 and told in seen
-        rows.append(Row(f"damaged: {what}", seen, run.problems, [], ok, round(time.monotonic() - began, 1)))
+        rows.append(Row(f"damaged: {what}", seen, list(run.problems), [], ok, round(time.monotonic() - began, 1)))
         print(shown(rows[-1]), flush=True)
     for pattern in ("jobs/*/result.json", "jobs/*/spec.json", "jobs/*/status.json", "calls/0005*.json"):
         path = _victim(run.run_dir, pattern)

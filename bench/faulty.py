@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -98,9 +99,8 @@ class FaultyRun(DrivenRun):
                 self._kill_all()
             code = self.process.wait()
             log.seek(place)
-            lines = [
-                line.strip() for line in log if any(word in line for word in EXPECTED) and not line.startswith("{")
-            ]
+            said = re.sub(r":\n *", ": ", log.read()).splitlines()  # what is told below a line belongs to it
+            lines = [line.strip() for line in said if any(word in line for word in EXPECTED) and line[0] not in "{["]
         self.said += lines
         self.remember_finished()
         return code
@@ -153,7 +153,7 @@ class FaultyRun(DrivenRun):
             shutil.rmtree(self.runs_dir)
         else:
             seen = f"{seen} [{shutil.move(self.runs_dir, f'{self.runs_dir}-{fault.replace(chr(32), chr(45))}')}]"
-        return Row(fault, seen or "nothing: the run waits", lost, differs, ok, wall_s)
+        return Row(fault, seen or "nothing: the run goes on", lost, differs, ok, wall_s)
 
     def _noted(self) -> list[str]:
         """Return what the worker's log says of a repair."""

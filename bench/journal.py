@@ -144,7 +144,7 @@ def loop(run_dir: Path, num_steps: int, trace: Trace) -> None:
     thread = {"configurable": {"thread_id": "journal"}, "recursion_limit": 6 * num_steps + 20}
     reason = run_graph(build_graph(SqliteSaver(connection)), {"stop_reason": None}, thread, services)
     connection.close()
-    assert reason.value == "budget", f"the loop ended for another reason: {reason}"
+    assert reason.value == "steps", f"the loop ended for another reason: {reason}"
 
 
 def size_of(path: Path) -> int:

@@ -78,7 +78,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     where = ["--runs-dir", str(folder / "runs"), "--model", str(tiny_model), "--dtype", "float32", "--max-steps", "7"]
     planner = ["--planner", f"scripted:{folder / 'script.jsonl'}", "--tools", str(folder / "rows.py")]
     code, report, said = finish(program("start", "--task", task, *planner, *sizes, *where, "--json"))
-    assert (code, report["stop_reason"], report["rejected"]) == (0, "budget", 2), said
+    assert (code, report["stop_reason"], report["rejected"]) == (0, "steps", 2), said
     return Path(views.run_folders(folder / "runs")[0])
 
 
@@ -231,7 +231,7 @@ def test_a_forced_fork_runs_to_its_end_and_counts_what_was_spent(family: Path) -
     force = ["--force", "finetune_model", "--arg", "epochs=2", "--arg", "schedule=cosine"]
     command = ["fork", family.name, "--at", "2", *force, "--runs-dir", str(family.parent), "--json"]
     code, report, said = finish(program(*command))
-    assert (code, report["stop_reason"]) == (0, "budget"), said
+    assert (code, report["stop_reason"]) == (0, "steps"), said
     run_dir = family.parent / report["run"]
     steps = decided(run_dir)
     assert (steps[2]["decided_by"], steps[2]["action"]["args"]["epochs"]) == ("forced", 2)

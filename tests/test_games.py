@@ -100,7 +100,7 @@ def test_methods_that_find_nothing_do_not_say_that_the_task_is_too_hard(flags: F
     named = ["--tools", "play_games", "--tools", "magpie", "--planner", f"scripted:{script}"]
     code, report, said = finish(program("start", *flags, *named, "--max-steps", "2"))
     assert code == 0, said
-    assert (report["stop_reason"], report["steps"]) == ("budget", 2)
+    assert (report["stop_reason"], report["steps"]) == ("steps", 2)
     made = {dataset["method"]: dataset for dataset in RunStore(only_run(tmp_path)).datasets("samples")}
     assert made["play_games"]["num_games"] == 256 and made["play_games"]["num_tokens"] > 0
     assert "magpie" in made
