@@ -6,7 +6,7 @@ First each model's run undisturbed, twice: it must repeat exactly. Then runs wit
 worker, the tool host, or agent and worker are killed, two of three times while a certain tool runs, else at any moment,
 and the run is resumed until it ends. Most runs are of a tiny model (see tiny.py), some of the default one.
 The folder of a run with which something is wrong stays below runs/.
---quick: 8 kills, tiny model alone. About half a minute a kill on two cores, one to two minutes with the default model.
+--quick: 8 kills, tiny model alone. About half a minute a kill on two cores, two with the default model.
 """
 
 import argparse
@@ -71,11 +71,14 @@ def tiny_scenario(folder: Path, seed: int) -> Scenario:
     return Scenario("tiny", options | {"budget_tokens": 5_000_000, "dtype": "float32", "seed": seed}, 6)
 
 
-def default_scenario(seed: int) -> Scenario:
-    """Return a short run of the default model and task."""
-    sizes = {"search_items": 40, "gate_items": 100, "final_items": 100}
-    options = {"planner": "rules", "seed": seed, "budget_tokens": 80_000, "dtype": "float32"}
-    return Scenario("default", options | sizes, 4)
+def default_scenario(folder: Path, seed: int) -> Scenario:
+    """Return one round of the default model, up to a verdict, on a task that it learns from one short training."""
+    settings = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear", "epochs": 1}
+    script = [{"tool": tool, "arguments": settings if tool == "finetune_model" else {}} for tool in ROUND[:4]]
+    write_jsonl(folder / "default.jsonl", script)
+    options: Json = {"task": "reasoning_gym:syllogism", "planner": f"scripted:{folder}/default.jsonl"}
+    options |= {"search_items": 40, "gate_items": 60, "final_items": 60, "max_steps": len(script)}
+    return Scenario("default", options | {"budget_tokens": 1_000_000, "dtype": "float32", "seed": seed}, 4)
 
 
 def reference_of(scenario: Scenario) -> Reference:
@@ -168,7 +171,7 @@ def main() -> None:
     rows: list[Json] = []
     with tempfile.TemporaryDirectory() as folder:
         wanted = [(tiny_scenario(Path(folder), arguments.seed), num_tiny)] if num_tiny else []
-        wanted += [(default_scenario(arguments.seed), num_default)] if num_default else []
+        wanted += [(default_scenario(Path(folder), arguments.seed), num_default)] if num_default else []
         for scenario, num_kills in wanted:
             reference = reference_of(scenario)
             print("| run | kills | of | wall, s | resume to work, s | problems | damaged | differs in | orphans |")
