@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent import commands, inspection_server, report, run_commands, stopping, tool_commands, trace_commands, ui
+from agent import commands, doctor, inspection_server, report, run_commands, stopping, tool_commands, trace_commands, ui
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -88,8 +88,8 @@ def build_parser() -> Parser:
     export = add("export", commands.export, "write the champion and a model card into a new folder", "needed")
     export.add_argument("dir", metavar="DIR")
     export.add_argument("--adapter", action="store_true", help="the PEFT adapter alone (default: merged weights)")
-    doctor = add("doctor", commands.doctor, "check the installation and a run's files", "the installation alone")
-    doctor.add_argument("--rebuild", action="store_true", help="make the run's vector memory again from its files")
+    checked = add("doctor", doctor.doctor, "check the installation and a run's files", "the installation alone")
+    checked.add_argument("--rebuild", action="store_true", help="make the run's vector memory again from its files")
     return parser
 
 

@@ -6,14 +6,9 @@ import the loop when they are called, and the weights stay in the worker's proce
 
 import dataclasses
 import difflib
-import importlib.metadata
-import json
-import os
-import re
 import shutil
 import sys
 import textwrap
-import tomllib
 import types
 from argparse import SUPPRESS, Namespace
 from collections.abc import Container, Iterable, Iterator
@@ -26,15 +21,13 @@ from agent.config import GIVEN_AGAIN, RunConfig, load_config
 from agent.methods_table import methods_table
 from agent.state import StopReason
 from memory.records import read_json
-from memory.store import BASE, GREEDY, MANIFESTS, RunStore
+from memory.store import BASE, GREEDY, RunStore
 from tools.contract import Json, ToolError
-from tools.engines.models import DEFAULT_MODEL, EMBEDDER, PACKAGED_MODELS, fingerprint
+from tools.engines.models import fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
 WAITING = 3
-FREE_GIB_LEAST = 1.0
-FREE_GIB_GOOD = 5.0
 
 
 class Outcome(NamedTuple):
@@ -84,12 +77,14 @@ def config_options(names: Container[str] | None = None) -> Iterator[tuple[str, J
         yield f"--{setting.name.replace('_', '-')}", keywords
 
 
-def _runs_dir(args: Namespace) -> Path:
+def runs_dir(args: Namespace) -> Path:
+    """Return the folder of runs that the options name."""
     return Path(args.runs_dir)
 
 
-def _run(args: Namespace) -> Path:
-    return views.find_run(_runs_dir(args), args.run)
+def run_of(args: Namespace) -> Path:
+    """Return the run that the options name, else the newest."""
+    return views.find_run(runs_dir(args), args.run)
 
 
 # --- work on a run
@@ -108,13 +103,13 @@ def start(args: Namespace) -> Outcome:
 def resume(args: Namespace) -> Outcome:
     """Go on with a run; by default the newest that can be resumed."""
     if args.run is None:
-        runs = views.run_folders(_runs_dir(args))
+        runs = views.run_folders(runs_dir(args))
         resumable = (path for path in runs if views.run_state(path) in views.RESUMABLE)
         run_dir = next(resumable, None)
         if run_dir is None:
-            raise ValueError(f"no run in {_runs_dir(args)} waits to be resumed; `run_agent.py list` shows the runs")
+            raise ValueError(f"no run in {runs_dir(args)} waits to be resumed; `run_agent.py list` shows the runs")
     else:
-        run_dir = _run(args)
+        run_dir = run_of(args)
     from agent.console import Console
     from agent.run import resume as resume_run
 
@@ -131,11 +126,11 @@ def ended(report: Json) -> Outcome:
 
 def try_prompt(args: Namespace) -> Outcome:
     """Answer a prompt with base and champion side by side."""
-    run_dir = _run(args)
+    run_dir = run_of(args)
     store = RunStore(run_dir)
     sides = list(dict.fromkeys([(BASE, GREEDY), (store.champion(), store.champion_policy())]))
     work = {"prompt": args.prompt, "sides": sides, "max_new_tokens": args.max_new_tokens}
-    answered = _in_worker(run_dir, "tools.engines.publish:answer_prompt", work)
+    answered = in_worker(run_dir, "tools.engines.publish:answer_prompt", work)
     note = "" if len(sides) > 1 else "\n(this run has no accepted model: the base is all there is)"
     return Outcome(
         [views.side_by_side(answered["answers"]) + note], {"run": run_dir.name, "prompt": args.prompt} | answered
@@ -144,7 +139,7 @@ def try_prompt(args: Namespace) -> Outcome:
 
 def export(args: Namespace) -> Outcome:
     """Write the champion's weights, its inference policy and a model card into a folder."""
-    run_dir, target = _run(args), Path(args.dir)
+    run_dir, target = run_of(args), Path(args.dir)
     record, store = views.open_run(run_dir), RunStore(run_dir)
     champion = store.champion()
     if champion == BASE and store.champion_policy() == GREEDY:
@@ -165,7 +160,7 @@ def export(args: Namespace) -> Outcome:
     partial.mkdir()
     try:
         work = {"model_id": champion, "target": str(partial), "adapter_only": args.adapter, "dtype": dtype}
-        exported = _in_worker(run_dir, "tools.engines.publish:export_model", work, (partial,))
+        exported = in_worker(run_dir, "tools.engines.publish:export_model", work, (partial,))
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = [*exported["files"], "README.md", *write_policy(store, partial)]
         if target.exists():
@@ -177,7 +172,7 @@ def export(args: Namespace) -> Outcome:
     return Outcome([text], {"run": run_dir.name, "model": champion, "dir": str(target), "dtype": dtype, "files": files})
 
 
-def _in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ...] = ()) -> Any:
+def in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ...] = ()) -> Any:
     """Run a job on a run that nobody works on, and leave no trace of it: it costs the run nothing."""
     record = views.open_run(run_dir)
     if not (run_dir / "worker.json").exists():
@@ -185,8 +180,11 @@ def _in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, .
     settings = read_json(run_dir / "worker.json")
     if fingerprint(Path(settings["model_dir"])) != record["identity"]["model"]:
         raise ValueError(f"{settings['model_dir']} does not hold the base model that run {run_dir.name} began with")
+    from agent.mending import check_weights
     from agent.run import locked
     from tools.jobs.client import WorkerClient
+
+    check_weights(RunStore(run_dir))
 
     with locked(run_dir), WorkerClient(run_dir, "command line", writable=writable) as client:
         folder = client.folder(function, work)
@@ -205,19 +203,19 @@ def _in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, .
 
 def list_runs(args: Namespace) -> Outcome:
     """Return the table of runs."""
-    rows = views.list_runs(_runs_dir(args))
+    rows = views.list_runs(runs_dir(args))
     return Outcome([views.list_text(rows)], rows)
 
 
 def status(args: Namespace) -> Outcome:
     """Return one screen about a run."""
-    shown = views.run_status(_run(args))
+    shown = views.run_status(run_of(args))
     return Outcome([views.status_text(shown)], shown)
 
 
 def follow_artifact(args: Namespace) -> Outcome:
     """Return where an artifact came from and what it led to."""
-    node = follow.follow(_run(args), args.id)
+    node = follow.follow(run_of(args), args.id)
     return Outcome([follow.follow_text(node)], node)
 
 
@@ -228,7 +226,7 @@ def tools_list(args: Namespace) -> Outcome:
     """Return the tools with their arguments, or one of them in full."""
     from agent.tool_host import ToolHost
 
-    with ToolHost(args.tools or (), closed=views.run_folders(_runs_dir(args))) as host:
+    with ToolHost(args.tools or (), closed=views.run_folders(runs_dir(args))) as host:
         tools = {tool["name"]: tool for tool in host.describe()}
     if args.name is not None and args.name not in tools:
         raise ValueError(unknown("tool", args.name, list(tools)))
@@ -275,123 +273,3 @@ def tasks_list(args: Namespace) -> Outcome:
     text += ["", "Not usable as they are:", *(f"  {name}: {why}" for name, why in refused.items())]
     data = {"forms": [line.strip() for line in forms], "scorers": scorers, "reasoning_gym": usable, "refused": refused}
     return Outcome(["\n".join(text)], data)
-
-
-# --- doctor
-
-
-class Check(NamedTuple):
-    """One thing that the doctor looked at."""
-
-    level: str
-    """"ok", "note" (good to know) or "PROBLEM"."""
-    what: str
-    said: str
-
-
-def doctor(args: Namespace) -> Outcome:
-    """Check the installation and a run's files; exit code 1 when there is a problem."""
-    if args.rebuild and args.run is None:
-        raise ValueError("--rebuild needs the name of a run: `run_agent.py doctor RUN --rebuild`")
-    runs_dir = _runs_dir(args)
-    checks = [*_check_packages(), *_check_place(runs_dir)]
-    for path in views.run_folders(runs_dir):
-        if views.is_locked(path):
-            checks.append(Check("note", "lock", f"a process works on run {path.name}"))
-    if args.run is not None:
-        run_dir = _run(args)
-        if args.rebuild:
-            checks.append(_rebuild(run_dir))
-        checks += _check_run(run_dir)
-    text = "\n".join(f"{check.level:<8}{check.what:<11}{check.said}" for check in checks)
-    code = int(any(check.level == "PROBLEM" for check in checks))
-    return Outcome([text], [check._asdict() for check in checks], code)
-
-
-def _check_packages() -> Iterator[Check]:
-    yield Check("ok", "python", f"{sys.version.split()[0]} at {sys.executable}")
-    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    tested = {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines)}
-    names = [re.split(r"[<>=!~\[; ]", line)[0] for line in declared]
-    names += [source.package.replace("_", "-") for source in (*PACKAGED_MODELS.values(), EMBEDDER)]
-    fine = 0
-    for name in names:
-        try:
-            version = importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            yield Check("PROBLEM", "package", f"{name} is not installed; run `make setup`")
-            continue
-        expected = tested.get(name.lower().replace("_", "-"), version)
-        fine += version == expected
-        if version != expected:
-            yield Check("note", "package", f"{name} is {version}; {expected} is the version that was tested")
-    yield Check("ok", "packages", f"{fine} of {len(names)} are installed as tested")
-
-
-def _check_place(runs_dir: Path) -> Iterator[Check]:
-    default = REPOSITORY / "models" / DEFAULT_MODEL
-    if (default / "source.json").exists():
-        yield Check("ok", "models", f"{DEFAULT_MODEL} is prepared in {default}")
-    else:
-        yield Check("note", "models", f"{DEFAULT_MODEL} is not prepared yet; `make setup` or the first run does it")
-    existing = next(path for path in (runs_dir.resolve(), *runs_dir.resolve().parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    level = "PROBLEM" if free < FREE_GIB_LEAST else "note" if free < FREE_GIB_GOOD else "ok"
-    yield Check(level, "disk", f"{free:.1f} GiB free at {existing}")
-    if not os.access(existing, os.W_OK):
-        yield Check("PROBLEM", "disk", f"{existing} cannot be written to")
-
-
-def _check_run(run_dir: Path) -> Iterator[Check]:
-    """Read every file of a run. What a kill left half-written is a note: the run passes over it or makes it again."""
-    locked = views.is_locked(run_dir)
-    try:
-        state = views.run_state(run_dir)
-    except ValueError:  # a damaged events.jsonl or report.json, named below
-        state = "damaged"
-    yield Check("ok", "run", f"{run_dir.name} is {state}, {'locked by a process' if locked else 'not locked'}")
-    if views.is_locked(run_dir, "worker.lock") and not locked:
-        yield Check("note", "worker", "a worker of an earlier process is still ending; the next one waits for it")
-    num_files = 0
-    for path in sorted(run_dir.rglob("*")):
-        name = path.relative_to(run_dir).as_posix()
-        if path.suffix in (".json", ".jsonl") and "checkpoints" not in path.parts:
-            num_files += 1
-            yield from _check_file(path, name)
-        elif path.suffix in (".tmp", ".partial"):
-            yield Check("note", "half", f"{name} was being written; it is not used")
-    for kind, manifest in MANIFESTS.items():
-        for folder in sorted((run_dir / kind).glob("[!.]*")):
-            if not (folder / manifest).exists():
-                said = f"{kind}/{folder.name} has no {manifest}: it does not exist until it is made again"
-                yield Check("note", "half", said)
-    yield Check("ok", "files", f"{num_files} JSON files looked at")
-
-
-def _check_file(path: Path, name: str) -> Iterator[Check]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            json.loads(text)
-            return
-        *lines, last = text.split("\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line)
-            except json.JSONDecodeError as error:
-                yield Check("PROBLEM", "damaged", f"{name} line {number}: {error}")
-        if last:
-            said = f"{name} ends in a torn line: left out when read, cut off when the next one is written"
-            yield Check("note", "half", said)
-    except FileNotFoundError:
-        return  # replaced by a live run meanwhile
-    except (OSError, ValueError) as error:
-        yield Check("PROBLEM", "unreadable", f"{name}: {error}; restore it from a copy or delete it")
-
-
-def _rebuild(run_dir: Path) -> Check:
-    """Delete the run's vector memory and fill it again from its frozen datasets."""
-    filled = _in_worker(run_dir, "tools.engines.publish:refill_memory", {})
-    counts = f"{filled['num_examples']} examples of {filled['num_datasets']} datasets"
-    return Check("ok", "rebuild", f"the vector memory was made again: {counts}")

@@ -4,6 +4,7 @@ A round is what happened since the verdict before: all tools called in it share 
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,14 @@ def outcomes_of(store: RunStore, earlier: dict[str, Outcome] | None = None) -> d
 
 
 def earlier_outcomes(run_dir: Path) -> dict[str, Outcome]:
-    """Return the outcomes of the runs beside this one that had the same task and model."""
+    """Return the outcomes of the runs beside this one that had the same task and model; a damaged run has none."""
     here = _learned(run_dir / "run.json")
     found: dict[str, Outcome] = {}
     for path in sorted(run_dir.parent.glob("*/run.json")):
-        if path.parent != run_dir and _learned(path) == here:
-            found = outcomes_of(RunStore(path.parent), found)
+        # Whatever became of an old run must not stop a new one: `doctor` says what is wrong with it.
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            if path.parent != run_dir and _learned(path) == here:
+                found = outcomes_of(RunStore(path.parent), found)
     return found
 
 

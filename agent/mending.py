@@ -1,8 +1,9 @@
 """Before a run goes on: what a full disk, a power cut or a hand damaged is found, and made again where it can be.
 
 Set aside (renamed to *.damaged) is what the run makes again by itself: results and notes of jobs and calls, the report.
-Everything else that cannot be read is refused with what to do. Rows have their hashes in their manifest (see
-memory/store.py), weights theirs with the referee; the vector memory is compared with the files when it is opened.
+Everything else that cannot be read is refused with what to do. Rows and weights have their hashes in their manifest
+(see memory/store.py), measured weights also with the referee; the vector memory is compared with the files when it is
+opened.
 """
 
 import sqlite3
@@ -37,8 +38,8 @@ def mend(run_dir: Path, console: Console) -> None:
     store = RunStore(run_dir)
     for kind in MANIFESTS:
         store.all(kind)  # raises ValueError for a manifest that cannot be read
-    _check_weights(store)
-    _check_state(run_dir)
+    check_weights(store)
+    check_state(run_dir)
     if mended:
         Trace(run_dir).emit("mended", files=mended)
         console.say(f"damaged, set aside and made again: {', '.join(mended)}")
@@ -55,17 +56,20 @@ def _set_aside(path: Path) -> None:
     path.replace(path.with_name(path.name + DAMAGED))
 
 
-def _check_weights(store: RunStore) -> None:
-    """Raise ValueError when the champion's weights are not those that were measured."""
-    champion, path = store.champion(), store.run_dir / "referee" / "models.json"
-    known = read_json(path).get(champion) if path.exists() else None
-    if known is not None and fingerprint(store.folder("models", champion), WEIGHT_FILES) != known:
-        raise ValueError(
-            f"the weights in {store.folder('models', champion)} are not those that were measured; restore them"
-        )
+def check_weights(store: RunStore) -> None:
+    """Raise ValueError when a model's weights are not those that were measured, or, before that, trained."""
+    path = store.run_dir / "referee" / "models.json"
+    measured = read_json(path) if path.exists() else {}
+    for model in store.all("models"):
+        known = measured.get(model["id"], model.get("weights"))
+        if model.get("removed") or known is None:
+            continue
+        folder = store.folder("models", model["id"])
+        if fingerprint(folder, WEIGHT_FILES) != known:
+            raise ValueError(f"the weights in {folder} are not those that were written; restore them")
 
 
-def _check_state(run_dir: Path) -> None:
+def check_state(run_dir: Path) -> None:
     """Raise ValueError when LangGraph's checkpoints are gone or damaged: a run without them would begin anew."""
     path = run_dir / "state.sqlite"
     cure = "restore it from a copy (with state.sqlite-wal beside it, if there is one), or start a new run"

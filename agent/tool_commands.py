@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from agent import commands, views
-from agent.commands import Check, Outcome
+from agent.commands import Outcome
+from agent.doctor import Check
 from agent.tool_host import ToolHost, ToolHostError
 from memory.records import write_text
 from tools.contract import Json, ToolContext, ToolError

@@ -225,7 +225,7 @@ REFUSED |= {
     "a dataset's manifest, half": ("data/*/manifest.json", _half, "not valid JSON"),
     "a dataset's rows, one less": ("data/*/train.jsonl", _fewer_lines, "is not what was written"),
     "a model's manifest, half": ("models/*/model.json", _half, "not valid JSON"),
-    "the champion's weights, a bit": ("models/*/*.safetensors", _flip, "are not those that were measured"),
+    "the champion's weights, a bit": ("models/*/*.safetensors", _flip, "are not those that were written"),
     "an evaluation's record, half": ("evals/*/record.json", _half, "not valid JSON"),
     "gate items, one less": ("referee/gate.jsonl", _fewer_lines, "gate items"),
     "verdicts, half a line before the last": ("referee/verdicts.jsonl", lambda path: _scribble(path), "is damaged"),

@@ -1,10 +1,13 @@
 """Lessons of all runs: `runs/lessons.jsonl` is the truth, a collection of the vector memory finds the fitting ones."""
 
 import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from memory.records import append_jsonl, content_id, read_jsonl
+from memory.records import append_jsonl, content_id
 
 COLLECTION = "lessons"
 
@@ -24,7 +27,7 @@ def remember(job: Any, lesson: dict[str, Any]) -> dict[str, Any]:
     path = lessons_file(job.run_dir)
     with lock_file(job.run_dir).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = {content_id(row) for row in read_jsonl(path)}
+        known = {content_id(row) for row in _lessons(path)}
         if content_id(lesson) not in known:
             append_jsonl(path, [lesson])
     return {"lessons": len(known | {content_id(lesson)})}
@@ -32,7 +35,7 @@ def remember(job: Any, lesson: dict[str, Any]) -> dict[str, Any]:
 
 def recall(job: Any, task: str, count: int) -> list[dict[str, Any]]:
     """Return the lessons of earlier runs whose tasks are nearest to this one, nearest first (a job in the worker)."""
-    lessons = [row for row in read_jsonl(lessons_file(job.run_dir)) if row["run"] != job.run_dir.name]
+    lessons = [row for row in _lessons(lessons_file(job.run_dir)) if row["run"] != job.run_dir.name]
     if not lessons:
         return []
     memory = job.resident.memory
@@ -43,3 +46,10 @@ def recall(job: Any, task: str, count: int) -> list[dict[str, Any]]:
     nearest = [rows[name] | {"similarity": round(similarity, 3)} for name, similarity, _, _ in found]
     # Same task first: vectors of two task names differ less than those of two sentences about one task.
     return sorted(nearest, key=lambda row: (row["task"] != task, -row["similarity"]))[:count]
+
+
+def _lessons(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lessons that can be read: a damaged line of one run must not stop all later ones."""
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            yield json.loads(line)

@@ -270,6 +270,16 @@ def test_doctor_names_damaged_and_half_written_files(cli: Cli, run_dir: Path) ->
         assert said in out
 
 
+def test_doctor_compares_rows_and_weights_with_what_was_written(cli: Cli, run_dir: Path) -> None:
+    RunStore(run_dir).put("data", "d9", {"kind": "train"}, {"train.jsonl": [{"id": "r1"}]})
+    (run_dir / "models" / GOOD / "adapter_model.safetensors").write_bytes(b"weights")
+    write_json(run_dir / "referee" / "models.json", {GOOD: "another"})
+    (run_dir / "data" / "d9" / "train.jsonl").write_text("")
+    code, out, _ = cli("doctor", run_dir.name)
+    assert code == 1 and out.count("PROBLEM damaged") == 2
+    assert "train.jsonl is not what was written" in out and f"{GOOD} are not those that were written" in out
+
+
 def test_rebuild_refuses_a_run_that_never_worked(cli: Cli, run_dir: Path) -> None:
     code, _, err = cli("doctor", run_dir.name, "--rebuild")
     assert code == 2 and "ended before it loaded its model" in err

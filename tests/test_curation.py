@@ -376,6 +376,9 @@ def test_lessons_of_other_runs_are_recalled_the_same_task_first(job: Job, tmp_pa
     recalled = recall(job, "sums", 3)
     assert [row["text"] for row in recalled] == [lessons[1]["text"], lessons[0]["text"]]
     assert len(recall(job, "sums", 1)) == 1
+    with (tmp_path / "runs" / "lessons.jsonl").open("a") as shared:
+        shared.write("damaged\n")
+    assert len(recall(job, "sums", 3)) == 2, "a damaged line stops no later run"
 
 
 def test_no_lessons_are_no_lessons(job: Job) -> None:

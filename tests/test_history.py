@@ -62,6 +62,15 @@ def test_only_runs_of_the_same_task_and_model_are_recalled(store: RunStore, tmp_
     assert outcomes_of(store, earlier_outcomes(tmp_path / "same"))["generate_data"].num_rounds == 2
 
 
+@pytest.mark.parametrize("damaged", ['{"identity": {"ta', '{"identity": null}', "[]"])
+def test_a_damaged_old_run_stops_no_new_one(store: RunStore, tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "new").mkdir()
+    write_json(tmp_path / "new" / "run.json", {"identity": {"task": "t", "model": "m"}})
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text(damaged)
+    assert earlier_outcomes(tmp_path / "new") == outcomes_of(store)
+
+
 def test_the_planner_reads_it_beside_the_action() -> None:
     menu = [Choice(tool="train", description="Train.", arguments={}, outcome="1 of 1 kept, +23 points [5, 40]")]
     assert menu_text(menu) == "- train: Train. So far: 1 of 1 kept, +23 points [5, 40]."

@@ -18,7 +18,7 @@ from memory.store import RunStore
 from memory.vectors import EXAMPLES, open_memory
 from tools.contract import Json
 from tools.engines.base import Sampling
-from tools.engines.models import MODELS_DIR, resolve_embedder
+from tools.engines.models import MODELS_DIR, WEIGHT_FILES, fingerprint, resolve_embedder
 from tools.engines.transformers_engine import TransformersEngine, _batches
 from tools.jobs.client import Heart, JobFailedError, WorkerClient
 from tools.jobs.job import Job
@@ -97,12 +97,22 @@ def other_weights(run_dir: Path) -> None:
     write_json(run_dir / "referee" / "models.json", {"m1": "another"})
 
 
+def flipped_candidate(run_dir: Path) -> None:
+    """Before any measurement: what was trained is not what would be judged."""
+    store = RunStore(run_dir)
+    weights = store.folder("models", "m1") / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    store.put("models", "m1", {"parent": "base", "weights": fingerprint(weights.parent, WEIGHT_FILES)})
+    weights.write_bytes(b"Weights")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (scribble_trace, "events.jsonl line 1 is damaged.*restore it"), (rubbish_state, "state.sqlite is dam"),
         (no_state, "state.sqlite is gone"), (half_manifest, "manifest.json is not valid JSON"),
-        (other_weights, "are not those that were measured"),
+        (other_weights, "are not those that were written"), (flipped_candidate, "are not those that were written"),
     ],
 )  # fmt: skip
 def test_what_nothing_makes_again_is_refused_with_the_cure(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memory.store import RunStore
 from tools.contract import Json, ToolError
+from tools.engines.models import WEIGHT_FILES, fingerprint
 from tools.jobs.job import Job
 
 WEIGHTS = "adapter_model.safetensors"
@@ -131,6 +132,7 @@ def _put(job: Job, model_id: str, members: list[str], told: Json) -> Json:
         "num_examples": sum(lineage[-1]["num_examples"] for lineage in lineages),
         "num_steps": 0,
         "num_tokens": 0,
+        "weights": fingerprint(store.folder("models", model_id), WEIGHT_FILES),
     }
     known = store.put("models", model_id, manifest | told)
     return {"model": model_id} | {name: known[name] for name in ("num_examples", "share_kept", "train_s")}

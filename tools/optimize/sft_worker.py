@@ -34,6 +34,7 @@ from memory.records import content_id, read_json
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
+from tools.engines.models import WEIGHT_FILES, fingerprint
 from tools.evaluate.costs import REHEARSAL_SHARE, TRAINED_TOKEN_COST
 from tools.jobs.job import Job
 from tools.optimize import row_attention
@@ -155,6 +156,7 @@ def run_training(
         | getattr(trainer, "notes", {})
     )
     if trainer.is_world_process_zero():
+        manifest["weights"] = fingerprint(folder, WEIGHT_FILES)
         store.put("models", model_id, {key: value for key, value in manifest.items() if key != "model"})
         shutil.rmtree(checkpoints, ignore_errors=True)
     return result
