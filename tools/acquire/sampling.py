@@ -115,11 +115,11 @@ def acquire(
     """
     store = RunStore(job.run_dir)
     dataset_id = content_id(args | {"kind": "samples"})
-    known = store.get("data", dataset_id)
+    known, partial = store.get("data", dataset_id), job.folder / "samples.jsonl"
     if known is not None:  # killed between the manifest and the job's result; its items are no longer fresh
         job.earlier_tokens = known["num_tokens"]
+        partial.unlink(missing_ok=True)
         return known
-    partial = job.folder / "samples.jsonl"
     log = list(read_jsonl(partial))
     ends = {row["chunk"]: row for row in log if row.get("end_of_chunk")}
     job.earlier_tokens = sum(end["tokens"] for end in ends.values())
@@ -138,7 +138,9 @@ def acquire(
         job.progress(start + len(part), len(units))
     manifest = {"samples_per_item": 1, "next_index": 0} | args | found | _counts(rows, list(ends.values()), found)
     right = [row for row in rows if row["right"]]
-    return store.put("data", dataset_id, manifest | about(rows), {"samples.jsonl": rows, "right.jsonl": right})
+    made = store.put("data", dataset_id, manifest | about(rows), {"samples.jsonl": rows, "right.jsonl": right})
+    partial.unlink(missing_ok=True)  # the dataset holds all of it
+    return made
 
 
 def summary(manifest: Json) -> Json:
