@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
+from agent.config import RunConfig
 from agent.nodes import Services, trace_decision
 from agent.planners import Choice
 from agent.planners.base import person_action
@@ -28,9 +29,9 @@ PROMPT = "  approve? [y]es, [n]o and why, [e]dit and the action as JSON: "
 
 
 def approve(state: State, runtime: Runtime[Services]) -> State:
-    """With --approve, wait for a person's answer to the decision; a forced one is a person's own."""
+    """Where a person wants to be asked, wait for the answer to the decision; a forced one is a person's own."""
     services, chosen = runtime.context, state["decision"]
-    if not services.config.approve or chosen["decided_by"] == "forced":
+    if not asks(services.config, chosen["tool"]) or chosen["decided_by"] == "forced":
         return {}
     answer = interrupt(_question(state))  # LangGraph runs the node again from its start once there is an answer
     asked = {"tool": chosen["tool"], "args": chosen["args"]}
@@ -48,6 +49,11 @@ def approve(state: State, runtime: Runtime[Services]) -> State:
     edited = decision(choice, args, menu, "person", answer["reason"])
     trace_decision(services.trace, state["step"], edited, [])
     return {"decision": dict(edited)}
+
+
+def asks(config: RunConfig, tool: str) -> bool:
+    """Whether a person wants to be asked before this tool."""
+    return config.approve or tool in config.approve_tools
 
 
 def ask(question: Json, services: Services) -> Json | None:

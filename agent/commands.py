@@ -107,7 +107,10 @@ def resume(args: Namespace) -> Outcome:
         resumable = (path for path in runs if views.run_state(path) in views.RESUMABLE)
         run_dir = next(resumable, None)
         if run_dir is None:
-            raise ValueError(f"no run in {runs_dir(args)} waits to be resumed; `run_agent.py list` shows the runs")
+            busy = "".join(f"; run {path.name} is at work" for path in runs if views.is_locked(path))
+            raise ValueError(
+                f"no run in {runs_dir(args)} waits to be resumed{busy}; `run_agent.py list` shows the runs"
+            )
     else:
         run_dir = run_of(args)
     from agent.console import Console
@@ -115,6 +118,7 @@ def resume(args: Namespace) -> Outcome:
 
     given = {name: vars(args)[name] for name in GIVEN_AGAIN if name in args}
     given |= {} if args.approve is None else {"approve": args.approve}
+    given |= {"approve_tools": []} if args.approve is False else {}
     return ended(resume_run(run_dir, Console(), None, given, args.accept_changes))
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 DEFAULT_TASK = "reasoning_gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2"
 PLANNERS = ("self", "rules", "random", "scripted:FILE", "chat:PROVIDER:MODEL")
-LISTS = ("tools", "data")
+LISTS = ("tools", "data", "approve_tools")
 """Settings that may be given several times."""
 GIVEN_AGAIN = (
     "planner", "goal", "max_steps", "tools", "tool_minutes", "heartbeat_minutes", "prices",
@@ -50,6 +50,7 @@ class RunConfig:
     )
     max_steps: int = _option(200, "steps after which the run ends in any case")
     approve: bool = _option(False, "ask a person before each action, here or later with `run_agent.py approve`")
+    approve_tools: tuple[str, ...] = _option((), "ask a person before this tool alone (may be given several times)")
     engine: str = _option(
         "transformers", "who generates: transformers, vllm (see `make vllm`), or openai:URL[,URL...]#MODEL"
     )

@@ -105,6 +105,7 @@ def _config(source: Path, record: Json) -> RunConfig:
         config,
         planner=f"replay:{source}",
         approve=False,
+        approve_tools=(),
         budget_minutes=NO_LIMIT_MINUTES,
         budget_tokens=None,
         max_steps=max(1, len(decided)),

@@ -18,6 +18,7 @@ from typing import Any
 from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
 from agent.changes import settle_changes, take_surroundings
+from agent.commands import unknown
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping
 from agent.console import Console
 from agent.folders import new_folder, training_task
@@ -76,11 +77,15 @@ def start(config: RunConfig, console: Console) -> Json:
     check_report_to(config.report_to)
     if config.engine == "vllm":
         check_installed()
-    if config.tools:
+    if config.tools or config.approve_tools:
         with ToolHost(config.tools, closed=closed_places(Path(config.runs_dir) / "new", task)) as host:
-            for tool in host.describe():  # raises ValueError for a file that is missing or holds no tool
-                if tool["left_out"]:
-                    console.say(f"left out: {tool['name']}: {tool['left_out']}")
+            tools = host.describe()  # raises ValueError for a file that is missing or holds no tool
+        for tool in tools:
+            if tool["left_out"]:
+                console.say(f"left out: {tool['name']}: {tool['left_out']}")
+        for name in config.approve_tools:
+            if name not in (known := [tool["name"] for tool in tools]):
+                raise ValueError(unknown("tool", name, known))
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
     load_prices(config)
     config = from_anywhere(config, task.spec)

@@ -15,8 +15,9 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
 from agent import views
-from agent.approval import approve, make_answer
+from agent.approval import approve, asks, make_answer
 from agent.budget import Budget
+from agent.config import RunConfig
 from agent.graph import after_approve
 from agent.nodes import Services
 from agent.state import State
@@ -90,6 +91,15 @@ def test_a_person_answers_at_a_terminal_and_later_without_one(flags: Flags, tmp_
     code, report, said = finish(program("resume", *where, "--no-approve"))
     assert (code, report["stop_reason"], report["question"]) == (0, "nothing_verifiable", None), said
     assert len(events_of(run_dir, "answered")) == 3
+
+
+def test_a_person_may_be_asked_about_one_tool_alone(flags: Flags) -> None:
+    flags = ["--approve-tools" if flag == "--approve" else flag for flag in flags]
+    place = flags.index("--approve-tools") + 1
+    code, _, said = finish(program("start", *flags[:place], "generate_dat", *flags[place:]))
+    assert code == 2 and "did you mean 'generate_data'?" in said
+    config = RunConfig(approve_tools=("finish_run",))
+    assert asks(config, "finish_run") and not asks(config, "finetune_model")
 
 
 def ask_once(run_dir: Path, decided_by: str, answer: Json | None) -> Json:

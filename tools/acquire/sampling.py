@@ -138,9 +138,9 @@ def acquire(
         job.progress(start + len(part), len(units))
     manifest = {"samples_per_item": 1, "next_index": 0} | args | found | _counts(rows, list(ends.values()), found)
     right = [row for row in rows if row["right"]]
-    made = store.put("data", dataset_id, manifest | about(rows), {"samples.jsonl": rows, "right.jsonl": right})
+    written = store.put("data", dataset_id, manifest | about(rows), {"samples.jsonl": rows, "right.jsonl": right})
     partial.unlink(missing_ok=True)  # the dataset holds all of it
-    return made
+    return written
 
 
 def summary(manifest: Json) -> Json:
