@@ -71,7 +71,7 @@ def config_options(names: Container[str] | None = None) -> Iterator[tuple[str, J
         if kinds[0] is bool:
             keywords |= {"action": "store_true"}
         elif get_origin(kinds[0]) is tuple:
-            keywords |= {"action": "append", "metavar": "FILE"}
+            keywords |= {"action": "append", "metavar": "TOOL" if setting.name == "approve_tools" else "FILE"}
         else:
             keywords |= {"type": kinds[0], "metavar": kinds[0].__name__.upper().replace("STR", "TEXT")}
         yield f"--{setting.name.replace('_', '-')}", keywords
