@@ -1,5 +1,6 @@
 """What breaks and is made good: damaged files, too little memory, a process that hangs, a destroyed vector memory."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -180,6 +182,15 @@ def test_a_job_short_of_memory_is_done_with_smaller_batches(run_dir: Path, needs
     else:
         assert read_json(folder / "result.json").get("batch_divisor", 1) == needs
         assert ("why" in answer) is (needs > 1)
+
+
+def test_a_worker_outlives_a_full_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "jobs" / "key" / "result.json").unlink()
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("tools.jobs.worker.write_json", full)
+    monkeypatch.setattr("tools.jobs.job.write_json", full)
+    answer = _serve(run_dir / "jobs" / "key", Resident(run_dir))
+    assert full.called and answer["state"] == "failed" and "No space left" in answer["error"]
 
 
 def test_what_counts_as_too_little_memory() -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,9 @@ def _serve(folder: Path, resident: Resident) -> dict[str, str]:
         traceback.print_exc()
         kind = "tool_error" if isinstance(error, ToolError) else "failed"
         message = str(error) if kind == "tool_error" else f"{type(error).__name__}: {error}"
-        write_json(folder / "status.json", {"state": kind, "error": message, "trace": traceback.format_exc()[-4000:]})
+        told = {"state": kind, "error": message, "trace": traceback.format_exc()[-4000:]}
+        with suppress(OSError):  # on a full disk the answer alone tells it
+            write_json(folder / "status.json", told)
         return {"state": kind, "error": message} | _less_memory(resident)
     finally:
         resident.batch_divisor = 1
