@@ -1,7 +1,8 @@
-"""`run_agent.py ui`: a local web page to watch and understand runs, also while they work.
+"""`run_agent.py ui`: a local web page to watch and understand runs, also while they work, and to let them go on.
 
 access.py says who may look, watched.py what is known of a run, pages.py what each page shows, live.py what a page hears
-while a run works, stop.py how a run is ended from it. The server reads files only, and imports neither model nor loop.
+while a run works, stop.py how a run is ended from it, started.py how one goes on. The server itself reads files only,
+and imports neither model nor loop: what works on a run is a command in a process of its own.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from agent.commands import Outcome
 
 HOST = "127.0.0.1"
-"""This machine alone: the pages show everything that the runs hold, and can stop one."""
+"""This machine alone: the pages show everything that the runs hold, can stop one and let it go on."""
 
 
 def add_command(add: Callable[..., Any]) -> None:

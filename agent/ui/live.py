@@ -44,6 +44,13 @@ async def changes(
         await asyncio.sleep(POLL_S)
 
 
+async def renewal(is_starting: Callable[[], bool]) -> AsyncIterator[ServerSentEvent]:
+    """Yield `ended` once what was started works on the run or has ended: the page is loaded anew then."""
+    while await run_in_threadpool(is_starting):
+        await asyncio.sleep(POLL_S)
+    yield ServerSentEvent("started", event="ended")
+
+
 def _state(look: Callable[[], WatchedRun]) -> tuple[WatchedRun, Json]:
     run = look()
     return run, run.status()

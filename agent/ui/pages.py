@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from markupsafe import Markup
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -26,7 +27,8 @@ from starlette.staticfiles import StaticFiles
 from agent import follow, report, trace_diff, views
 from agent.commands import printable
 from agent.ui.access import Access
-from agent.ui.live import changes
+from agent.ui.live import changes, renewal
+from agent.ui.started import Started
 from agent.ui.stop import stop
 from agent.ui.watched import Runs, StepRow, WatchedRun
 from tools.contract import Json
@@ -44,6 +46,8 @@ SHOWN = {
     "rejected": "rejected a model",
 }
 """Which decisions to show, and what that is called."""
+ARGUMENT = "argument "
+"""What the names of the fields for an action's arguments begin with."""
 _ID = re.compile(r"\b([0-9a-f]{16})\b")
 
 
@@ -66,6 +70,8 @@ def application(runs_dir: Path, token: str, cookie: str) -> Starlette:
         Route("/runs/{run}/follow", pages.follow),
         Route("/runs/{run}/live", pages.live),
         Route("/runs/{run}/stop", pages.stop, methods=["POST"]),
+        Route("/runs/{run}/answer", pages.answer, methods=["POST"]),
+        Route("/runs/{run}/resume", pages.resume, methods=["POST"]),
         Route("/static/report.css", lambda request: FileResponse(report.HERE / "report.css")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
@@ -79,10 +85,13 @@ class Pages:
 
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
+        self.started = Started()
         self.templates = report.environment([HERE / "templates", report.HERE])
         self.templates.globals["link"] = lambda kind, name: f"follow?id={quote(name)}"
         self.templates.filters["linked"] = linked
         self.templates.filters["odds"] = odds
+        self.templates.filters["limits"] = views.budget_text
+        self.templates.globals["ARGUMENT"] = ARGUMENT
 
     def html(self, name: str, status_code: int = 200, **values: Any) -> HTMLResponse:
         """Return a page from its template."""
@@ -106,8 +115,10 @@ class Pages:
         run = self._run(request)
         newest = _decided(run)[: -NEWEST - 1 : -1]
         rows = report.decisions(run.events(newest[::-1]))[::-1] if newest else []
-        asked_to_stop = "stopping" in request.query_params
-        return self._about("run", run, decisions=rows, num_events=run.facts.num_events, asked_to_stop=asked_to_stop)
+        values: Json = {"asked_to_stop": "stopping" in request.query_params, "num_events": run.facts.num_events}
+        values |= {"starting": self._is_starting(run), "refusal": self.started.refusal(run.run_dir)}
+        values["resumable"] = views.RESUMABLE
+        return self._about("run", run, decisions=rows, **values)
 
     def decisions(self, request: Request) -> Response:
         """A page of the decisions in order, all or the chosen ones."""
@@ -180,6 +191,8 @@ class Pages:
     async def live(self, request: Request) -> Response:
         """What happens to a run from now on, as server-sent events."""
         name, panel = request.path_params["run"], self.templates.get_template("job.html.jinja")
+        if "starting" in request.query_params:
+            return EventSourceResponse(renewal(lambda: self._is_starting(self.runs.get(name))))
         seen = _number(request.query_params.get("seen", "0"))
         return EventSourceResponse(changes(lambda: self.runs.get(name), panel.render, seen))
 
@@ -188,6 +201,33 @@ class Pages:
         run = self._run(request)
         stop(run.run_dir)
         return RedirectResponse(f"/runs/{quote(run.run_dir.name)}/?stopping=yes", 303)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer the question that a run waits with, as `run_agent.py approve` does."""
+        sent = dict(parse_qsl((await request.body()).decode("ascii"), keep_blank_values=True))
+        return await run_in_threadpool(self._answer, request, sent)
+
+    def _answer(self, request: Request, sent: dict[str, str]) -> Response:
+        run = self._run(request)
+        # What was approved is what the page showed, not what the run has come to ask since.
+        if run.status()["question"] is None or sent.get("seen") != str(run.facts.num_events):
+            raise ValueError(f"run {run.run_dir.name} went on since its page was loaded: load it again and see")
+        return self._go_on(run, "approve", *answer_options(sent))
+
+    def resume(self, request: Request) -> Response:
+        """Go on with a run, as `run_agent.py resume` does."""
+        run = self._run(request)
+        if (state := run.status()["state"]) not in views.RESUMABLE:
+            raise ValueError(f"run {run.run_dir.name} is {state}: there is nothing to resume")
+        return self._go_on(run, "resume", *(["--accept-changes"] if "accept" in request.query_params else []))
+
+    def _go_on(self, run: WatchedRun, *command: str) -> Response:
+        self.started.start(run.run_dir, *command)
+        return RedirectResponse(f"/runs/{quote(run.run_dir.name)}/", 303)
+
+    def _is_starting(self, run: WatchedRun) -> bool:
+        """Whether a command was started on a run and does not work on it (yet, or any more)."""
+        return self.started.is_at_work(run.run_dir) and views.run_state(run.run_dir, run.facts) != "running"
 
     def _run(self, request: Request) -> WatchedRun:
         return self.runs.get(request.path_params["run"])
@@ -198,6 +238,20 @@ class Pages:
         shown = report.overview(run.run_dir, status, run.facts, run.store) if whole else {"status": status}
         root = f"/runs/{quote(run.run_dir.name)}/"
         return self.html(name, root=root, **shown | values)
+
+
+def answer_options(sent: dict[str, str]) -> list[str]:
+    """Return the options of `run_agent.py approve` for what a form sent; the command checks what they say."""
+    match sent.get("answer"):
+        case "yes":
+            return []
+        case "no":
+            return [f"--reject={sent.get('reason', '')}"]
+        case "edit":
+            fields = {name: value for name, value in sent.items() if name.startswith(ARGUMENT)}
+            args = {name.removeprefix(ARGUMENT): json.loads(value) for name, value in fields.items()}
+            return [f"--edit={json.dumps({'tool': sent.get('tool'), 'arguments': args})}"]
+    raise ValueError("an answer is yes, no or edit")
 
 
 def linked(text: str) -> Markup:
