@@ -41,18 +41,17 @@ class Budget:
     more: Mapping[str, float] = field(default_factory=dict)
     """Limits of the other UNITS."""
     prices: Prices = field(default_factory=Prices)
-    engine: str = ""
-    """Name of the endpoint's model in the prices."""
-    planner: str = ""
-    """Name of the planner's model in the prices."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Names in the prices of the models behind endpoints, by "planner", "engine" and "teacher"."""
     folder: Path | None = None
     """Of the run, for its size; None = not looked up."""
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
+        self._paused: float | None = None
         self.used = NO_USAGE
-        self.decisions_usd: list[float] = []
-        """What each decision of an API planner cost."""
+        self.decisions: list[dict[str, float]] = []
+        """What each decision cost, {"tokens", "usd"}, beyond what jobs cost: 0 unless an API planner made it."""
         self._measured: dict[str, Usage] = {}
         self._size = (float("-inf"), 0.0)
         minutes = {} if self.minutes is None else {"seconds": 60 * self.minutes}
@@ -61,33 +60,44 @@ class Budget:
     @property
     def spent_s(self) -> float:
         """Wall seconds of the run so far."""
-        return self.earlier_s + time.monotonic() - self._started
+        now = time.monotonic() if self._paused is None else self._paused
+        return self.earlier_s + now - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the wall time of what is inside: a person may think for days."""
-        began = time.monotonic()
+        self._paused = began = time.monotonic()
         try:
             yield
         finally:
             self.earlier_s -= time.monotonic() - began
+            self._paused = None
 
     def add(self, usage: Usage, kind: str | None = None) -> None:
         """Count what a job cost; the kind of work (None = overhead) also tells the machine's speed at it."""
         self.used = self.used.plus(usage)
         if kind is not None:
-            self._measured[kind] = self._measured.get(kind, NO_USAGE).plus(usage)
+            # Other work asks no teacher: what one will cost is projected from its questions.
+            rate = usage._replace(teacher_input_tokens=0, teacher_output_tokens=0)
+            self._measured[kind] = self._measured.get(kind, NO_USAGE).plus(rate)
 
     def add_decision(self, usage: dict[str, float]) -> dict[str, float]:
         """Count what a decision cost and return its usage with cost_usd; an API planner tells its input tokens."""
         num_input = usage.get("input_tokens", 0.0)
-        usd = self.prices.of_tokens(self.planner, num_input, usage["tokens"] - num_input)
-        self.decisions_usd.append(usd)
-        return usage | {"cost_usd": usd}
+        told = usage | {"cost_usd": self._usd("planner", num_input, usage["tokens"] - num_input)}
+        self.recall_decision(told)
+        return told
+
+    def recall_decision(self, usage: Mapping[str, float]) -> None:
+        """Count a decision by its usage in the trace. Without input tokens its tokens are those of a job."""
+        tokens = int(usage["tokens"]) if usage.get("input_tokens") else 0
+        self.used = self.used.plus(NO_USAGE._replace(tokens=tokens))
+        self.decisions.append({"tokens": tokens, "usd": usage.get("cost_usd", 0.0)})
 
     def amounts(self, usage: Usage) -> dict[str, float]:
         """Return a cost by UNITS, disk left out."""
-        usd = self.prices.of_tokens(self.engine, usage.input_tokens, usage.output_tokens)
+        usd = self._usd("engine", usage.input_tokens, usage.output_tokens)
+        usd += self._usd("teacher", usage.teacher_input_tokens, usage.teacher_output_tokens)
         return {
             "seconds": usage.wall_s,
             "tokens": usage.tokens,
@@ -99,7 +109,8 @@ class Budget:
     def spent(self) -> dict[str, float]:
         """Return what is spent by UNITS; the machine costs by the hour whether or not it works."""
         spent = self.amounts(self.used._replace(wall_s=self.spent_s))
-        return spent | {"usd": spent["usd"] + sum(self.decisions_usd), "gib": self._gib()}
+        decided_usd = sum(decision["usd"] for decision in self.decisions)
+        return spent | {"usd": spent["usd"] + decided_usd, "gib": self._gib()}
 
     def needed(self, tokens: float, kind: str | None = None) -> dict[str, float]:
         """Return what so many tokens will take, by UNITS, at the measured rates of one kind of work or of all.
@@ -126,17 +137,34 @@ class Budget:
         spent = self.spent()
         return max(0.0, min([1.0, *(1 - spent[unit] / limit for unit, limit in self.limits.items())]))
 
-    def affords(self, tokens: float, reserved_tokens: float, kind: str | None = None, gib: float = 0.0) -> bool:
+    def teacher_usd(self, num_questions: int, num_asked: int, expected: tuple[float, float]) -> float:
+        """Return what a teacher's answers to questions will cost: as the num_asked earlier ones did.
+
+        expected: the input and output tokens of one, which count while none was asked.
+        """
+        if num_asked == 0:
+            return num_questions * self._usd("teacher", *expected)
+        paid = self._usd("teacher", self.used.teacher_input_tokens, self.used.teacher_output_tokens)
+        return num_questions * paid / num_asked
+
+    def affords(
+        self, tokens: float, reserved_tokens: float, kind: str | None = None, gib: float = 0.0, usd: float = 0.0
+    ) -> bool:
         """Whether an action of this kind (None = several) fits beside what is kept back for the final evaluation.
 
-        gib: what the action may add to the folder. A decision is expected to cost what the earlier ones did.
+        gib: what the action may add to the folder. usd: what it pays a teacher. A decision is expected to cost what
+        the earlier ones did.
         """
         spent, action = self.spent(), self.needed(tokens, kind)
         final = self.needed(FINAL_MARGIN * reserved_tokens, "evaluation")
         beside = {"seconds": START_UP_S, "gib": gib + FINAL_GIB}
-        beside["usd"] = sum(self.decisions_usd) / max(1, len(self.decisions_usd))
+        for unit, paid in (("usd", usd), ("tokens", 0)):
+            beside[unit] = paid + sum(one[unit] for one in self.decisions) / max(1, len(self.decisions))
         costs = (spent, action, final, beside)
         return all(sum(cost.get(unit, 0.0) for cost in costs) <= limit for unit, limit in self.limits.items())
+
+    def _usd(self, setting: str, num_input: float, num_output: float) -> float:
+        return self.prices.of_tokens(self.models.get(setting, ""), num_input, num_output)
 
     def _rate(self, kind: str | None) -> Usage:
         every = reduce(Usage.plus, self._measured.values(), NO_USAGE)
@@ -158,11 +186,11 @@ def open_budget(run_dir: Path, config: RunConfig, earlier_s: float, events: list
     more = {unit: 60 * minutes for unit, minutes in limits.items() if minutes is not None}
     more |= {"usd": config.budget_usd} if config.budget_usd is not None else {}
     more |= {"gib": config.budget_gib} if config.budget_gib is not None else {}
-    models = paid_models(config)
     budget = Budget(
-        config.minutes, config.budget_tokens, earlier_s, more, load_prices(config), models.get("engine", ""),
-        models.get("planner", ""), None if config.budget_gib is None else run_dir,
+        config.minutes, config.budget_tokens, earlier_s, more, load_prices(config), paid_models(config),
+        None if config.budget_gib is None else run_dir,
     )  # fmt: skip
-    decided = (event["usage"] for event in events if event["kind"] == "decided")
-    budget.decisions_usd += [usage.get("cost_usd", 0.0) for usage in decided]
+    for event in events:
+        if event["kind"] == "decided":
+            budget.recall_decision(event["usage"])
     return budget

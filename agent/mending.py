@@ -16,7 +16,7 @@ from memory.records import read_json, read_jsonl
 from memory.store import MANIFESTS, RunStore
 from tools.engines.models import WEIGHT_FILES, fingerprint
 
-MADE_AGAIN = ("jobs/*/*.json", "calls/*.json", "report.json")
+MADE_AGAIN = ("jobs/*/*.json", "calls/*.json", "report.json", "clock.json")
 READ_ALWAYS = ("events.jsonl", "referee/*.json", "referee/*.jsonl", "task/*.jsonl")
 DAMAGED = ".damaged"
 

@@ -2,11 +2,12 @@
 
 import resource
 import time
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.budget import Budget
+from agent.clock import PRODUCTIVE
 from agent.console import Console
 from agent.trace import Trace
 from memory.records import read_json, write_json
@@ -55,8 +56,6 @@ WORK = {
     "tools.acquire.import_data:check_rows": "curation",
     "tools.jobs.worker:warm_up": "start-up",
 }
-PRODUCTIVE = ("generation", "training", "evaluation")
-"""Kinds of work that are the point of a run; everything else is overhead."""
 
 
 def tell_retries(client: WorkerClient, trace: Trace, console: Console, heartbeat_s: float) -> None:
@@ -72,14 +71,16 @@ def tell_retries(client: WorkerClient, trace: Trace, console: Console, heartbeat
 class MeteredJobs:
     """The worker as tools see it; each job's cost is counted once, also over a resume."""
 
-    def __init__(self, client: WorkerClient, budget: Budget) -> None:
+    def __init__(self, client: WorkerClient, budget: Budget, earlier_s: Mapping[str, float] | None = None) -> None:
+        """earlier_s: wall seconds by kind of work before this process, None = none."""
         self.client = client
         self.budget = budget
         self.fingerprint = client.fingerprint
         self.call: Path | None = None
         """The tool call that is running: its jobs' inputs are kept beside it."""
-        self.wall_s: dict[str, float] = defaultdict(float)
-        """Wall seconds by kind of work, of this process."""
+        self._ended_s: Mapping[str, float] = earlier_s or {}
+        self._under_way: tuple[str, float] | None = None
+        """Kind of work of the job that runs now, and when it began."""
         self._counted: set[str] = set()
         for path in sorted((client.run_dir / "jobs").glob("*/result.json")):
             self._count(path.parent)
@@ -87,13 +88,21 @@ class MeteredJobs:
     def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
         """Run a job (see WorkerClient.run) and count it."""
         args, inputs = self._pinned(function, args, inputs)
-        started = time.monotonic()
+        self._under_way = WORK.get(function, "other tools"), time.monotonic()
         try:
             value, usage = self.client.run(function, args, inputs)
         finally:
-            self.wall_s[WORK.get(function, "other tools")] += time.monotonic() - started
+            self._ended_s, self._under_way = self.time_s(), None
         self._count(self.client.folder(function, args, inputs))
         return value, usage
+
+    def time_s(self) -> dict[str, float]:
+        """Return the wall seconds by kind of work since the run began, with the job under way."""
+        ended, under_way = dict(self._ended_s), self._under_way
+        if under_way is not None:
+            kind, began = under_way
+            ended[kind] = ended.get(kind, 0.0) + time.monotonic() - began
+        return ended
 
     def _pinned(self, function: str, args: Json, inputs: Json | None) -> tuple[Json, Json | None]:
         """Return what this call's job was given at first: a repeated call would see its own job's artifacts."""

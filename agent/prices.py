@@ -1,7 +1,7 @@
 """What things cost: a small TOML table that the user gives with --prices, in USD.
 
 machine_per_hour = 1.20            # of this machine, while the run works
-[tokens."gpt-4o-mini"]             # as named in --planner chat:openai:gpt-4o-mini or --engine openai:URL#MODEL
+[tokens."gpt-4o-mini"]             # as in --planner chat:openai:MODEL, --engine openai:URL#MODEL, --teacher URL#MODEL
 input = 0.15                       # per million tokens
 output = 0.60
 
@@ -33,13 +33,15 @@ class Prices:
 
 
 def paid_models(config: RunConfig) -> dict[str, str]:
-    """Return the models behind endpoints, by setting: {"planner": ..., "engine": ...}, each when it is one."""
+    """Return the models behind endpoints, by setting: "planner", "engine" and "teacher", each when it is one."""
     models = {}
     if config.planner.startswith("chat:"):
         rest = config.planner.removeprefix("chat:")
         models["planner"] = rest.partition("#")[2] if "://" in rest else rest.partition(":")[2]
     if config.engine.startswith("openai:"):
         models["engine"] = config.engine.partition("#")[2]
+    if config.teacher:
+        models["teacher"] = config.teacher.partition("#")[2]
     return models
 
 

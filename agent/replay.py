@@ -96,18 +96,20 @@ def compare(source: Path, run_dir: Path) -> Json:
 
 
 def _config(source: Path, record: Json) -> RunConfig:
-    """Return the settings of a replay: no limit of its own, and the number format that was measured."""
+    """Return the settings of a replay: no limit and no prices, and the number format that was measured."""
     decided = {event["step"] for event in read_events(source) if event["kind"] == "decided"}
     identity = source / "referee" / "identity.json"
     measured: Json = read_json(identity) if identity.exists() else {}
     config = from_mapping(record["config"])
+    limits = [setting.name for setting in dataclasses.fields(config) if setting.name.startswith("budget_")]
+    unlimited: Json = dict.fromkeys(limits) | {"budget_minutes": NO_LIMIT_MINUTES}
     return dataclasses.replace(
         config,
+        **unlimited,
+        prices=None,
         planner=f"replay:{source}",
         approve=False,
         approve_tools=(),
-        budget_minutes=NO_LIMIT_MINUTES,
-        budget_tokens=None,
         max_steps=max(1, len(decided)),
         dtype=measured.get("dtype", config.dtype),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import trace_view, views
+from agent.clock import read_clock, time_table
 from agent.commands import Outcome, printable
 from agent.metering import WORK
 from agent.policies import policy_rows
@@ -224,17 +225,15 @@ def _ticks(most: float) -> list[float]:
 
 
 def _costs(run_dir: Path, status: Json) -> Json:
-    """Return time and tokens by kind of work: as in report.json, or of the finished jobs while there is none."""
-    work: dict[str, Json] = defaultdict(lambda: {"jobs": 0, "tokens": 0, "wall_s": 0.0})
+    """Return time and tokens by kind of work: as in report.json, or while there is none by the run's clock."""
+    work: dict[str, Json] = defaultdict(lambda: {"jobs": 0, "tokens": 0})
     for path in sorted((run_dir / "jobs").glob("*/result.json")):
         row = work[WORK.get(read_json(path.with_name("spec.json"))["function"], "other tools")]
-        usage = read_json(path)["usage"]
-        row |= {"jobs": row["jobs"] + 1} | {name: row[name] + usage[name] for name in ("tokens", "wall_s")}
+        row |= {"jobs": row["jobs"] + 1, "tokens": row["tokens"] + read_json(path)["usage"]["tokens"]}
     report = views.read_report(run_dir) if status["state"] not in ("running", "killed") else None
-    wall_s, time_s = status["spent_s"], {name: row["wall_s"] for name, row in work.items()}
-    time_s["everything else, unfinished jobs too"] = max(0.0, wall_s - sum(time_s.values()))
+    time_s, _ = time_table(read_clock(run_dir)["time_s"], status["spent_s"])
     so_far = {
-        "wall_s": wall_s,
+        "wall_s": status["spent_s"],
         "tokens": sum(row["tokens"] for row in work.values()),
         "overhead_share": None,
         "time_s": time_s,

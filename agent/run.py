@@ -18,6 +18,7 @@ from typing import Any
 from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
 from agent.changes import settle_changes, take_surroundings
+from agent.clock import earlier_clock, time_table, write_clock
 from agent.commands import unknown
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping
 from agent.console import Console
@@ -25,7 +26,7 @@ from agent.folders import new_folder, training_task
 from agent.graph import build_graph, run_graph
 from agent.identity import take_hashes
 from agent.mending import mend
-from agent.metering import PRODUCTIVE, MeteredJobs, peak_rss_gib, tell_retries
+from agent.metering import MeteredJobs, peak_rss_gib, tell_retries
 from agent.nodes import Services
 from agent.planners import make_planner
 from agent.prices import load_prices
@@ -56,6 +57,7 @@ from tools.engines.models import PACKAGED_MODELS, fingerprint, resolve_embedder,
 from tools.engines.vllm_engine import check_installed
 from tools.evaluate.costs import final_tokens
 from tools.jobs.client import JobFailedError
+from tools.jobs.machine import repeated
 from tools.optimize.report_to import check_report_to, metrics_dir
 from tools.tasks import load_task
 from tools.tasks.base import Splits, SplitSizes, Task
@@ -209,8 +211,8 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
     with locked(run_dir):
         trace = Trace(run_dir)
         events = list(read_events(run_dir))
-        earlier_s = max((event.get("spent_s", 0.0) for event in events), default=0.0)
-        budget = open_budget(run_dir, config, earlier_s + time.monotonic() - began, events)
+        clock = earlier_clock(run_dir, events)
+        budget = open_budget(run_dir, config, clock["spent_s"] + time.monotonic() - began, events)
         trace.clock = lambda: budget.spent_s
         task = load_task(config.task)
         closed = closed_places(run_dir, task)
@@ -220,7 +222,8 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
         with (
             open_client(run_dir, record, job_fingerprint(record), console.progress) as client,
             ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
-            nullcontext(MeteredJobs(client, budget)) as jobs,
+            nullcontext(MeteredJobs(client, budget, clock["time_s"])) as jobs,
+            repeated(lambda: write_clock(run_dir, budget.spent_s, jobs.time_s())),
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):
             tell_retries(client, trace, console, 60 * config.heartbeat_minutes)
@@ -234,7 +237,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
                 final = None
                 if not reason.resumable:
                     reason, error, final = _open_final(services, reason)
-            report = _report(run_dir, services, reason, error, final, earlier_s)
+            report = _report(run_dir, services, reason, error, final)
         shutil.rmtree(run_dir / "tmp", ignore_errors=True)
         return report
 
@@ -329,16 +332,11 @@ def _open_final(services: Services, reason: StopReason) -> tuple[StopReason, str
     return reason, None, final
 
 
-def _report(
-    run_dir: Path, services: Services, reason: StopReason, error: str | None, final: Json | None, earlier_s: float
-) -> Json:
+def _report(run_dir: Path, services: Services, reason: StopReason, error: str | None, final: Json | None) -> Json:
     """Write report.json and the closing event."""
     verdicts = services.store.all_verdicts()
     wall_s = services.budget.spent_s
-    here_s = wall_s - earlier_s
-    time_s = dict(sorted(services.jobs.wall_s.items(), key=lambda pair: -pair[1]))
-    time_s["bookkeeping and idle"] = here_s - sum(time_s.values())
-    productive_s = sum(time_s.get(kind, 0.0) for kind in PRODUCTIVE)
+    time_s, overhead_share = time_table(services.jobs.time_s(), wall_s)
     decisions = {event["step"]: event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided"}
     decided_by = Counter(decisions.values())
     report = {
@@ -349,7 +347,7 @@ def _report(
         "wall_s": round(wall_s, 1),
         "tokens": services.budget.used.tokens,
         "spent": {unit: round(amount, 4) for unit, amount in services.budget.spent().items()},
-        "overhead_share": round(1 - productive_s / max(here_s, 1e-9), 4),
+        "overhead_share": round(overhead_share, 4),
         "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
         "peak_rss_gib": round(peak_rss_gib([services.jobs.client.pid, services.tools.pid]), 2),
         "decided_by": dict(decided_by),

@@ -12,6 +12,7 @@ from agent.planners.base import Choice
 from agent.views import FIGURE
 from memory.regions import most_in
 from memory.store import BASE, GREEDY, RunStore, candidate_of
+from tools.acquire.teacher import expected_tokens, num_asked
 from tools.contract import Json
 from tools.evaluate.costs import base_record, final_tokens
 from tools.select.curate_data import num_unused_items
@@ -90,6 +91,7 @@ def build_menu(
                 _kept_back(offer["tool"], reserved),
                 WORK_OF_STAGE.get(offer["stage"]),
                 needed_gib(store, offer["stage"], call.get("method", "lora")) if looks and tokens else 0.0,
+                _teacher_usd(store, budget, call["num_items"]) if offer["tool"] == "distil_answers" else 0.0,
             )
         ]
         if affordable and all(choice["tool"] != offer["tool"] for choice in menu):
@@ -97,6 +99,10 @@ def build_menu(
             outcome = outcomes[offer["tool"]].text() if offer["tool"] in outcomes else ""
             menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments, outcome=outcome))
     return menu
+
+
+def _teacher_usd(store: RunStore, budget: Budget, num_questions: int) -> float:
+    return budget.teacher_usd(num_questions, num_asked(store), expected_tokens(store))
 
 
 def _kept_back(tool: str, reserved: float) -> float:

@@ -13,10 +13,10 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from agent.clock import read_clock
 from agent.config import FORMAT_VERSION, GIVEN_AGAIN
 from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
@@ -227,7 +227,7 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
         "looks": looks_of(record),
         "decided_by": dict(facts.decided_by),
         "budget_left_percent": facts.budget_left_percent,
-        "spent_s": _spent_s(facts, state),
+        "spent_s": round(max(facts.spent_s, read_clock(run_dir)["spent_s"]), 1),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
         "question": report.get("question") if report and state == "waiting" else None,
@@ -246,15 +246,6 @@ def _is_few_shot(record: Json) -> bool:
 
 def _resumed_since(facts: TraceFacts) -> bool:
     return facts.num_resumed > 0 and not facts.ended
-
-
-def _spent_s(facts: TraceFacts, state: str) -> float:
-    """Return the wall seconds of the run; for a live one up to now."""
-    if facts.last_ts is None:
-        return 0.0
-    last = datetime.fromisoformat(facts.last_ts)
-    since = (datetime.now(UTC) - last).total_seconds() if state == "running" else 0.0
-    return round(facts.spent_s + max(0.0, since), 1)
 
 
 def job_under_way(run_dir: Path) -> Json | None:

@@ -57,7 +57,7 @@ class IdleJobs:
         """Write spec, status and result."""
         folder = self.folder(function, args, inputs)
         write_json(folder / "spec.json", JobSpec(function, args, inputs or {}).to_json())
-        run_job(folder, SimpleNamespace(tokens_processed=0))
+        run_job(folder, SimpleNamespace(tokens_processed=0, cpu_s=0.0))
         return {}, Usage(0.0, 0.0, 0)
 
 

@@ -1,6 +1,7 @@
 """Money, processors and disk as limits of a run, and what is removed from the disk after a verdict."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,17 @@ from agent.disk import folder_bytes, free, freeable, needed_gib
 from agent.follow import follow, follow_text
 from agent.identity import check_model
 from agent.prices import Prices, load_prices
+from agent.replay import NO_LIMIT_MINUTES
+from agent.replay import _config as replay_settings
 from agent.situation import build_menu
 from agent.trace import Event
 from agent.views import budget_text
 from memory.records import write_json
 from memory.store import BASE, REMOVED, RunStore
 from tools.contract import ToolError
+from tools.engines.chat_endpoint import ChatUsage
 from tools.jobs.job import Usage
+from tools.jobs.worker import Resident
 
 PRICES = """
 machine_per_hour = 3.6
@@ -68,6 +73,65 @@ def test_decisions_of_an_api_planner_cost_money_also_before_a_resume(prices: str
     assert usage["cost_usd"] == pytest.approx(0.002)
     again = open_budget(tmp_path, config, 0.0, decisions_of(usage["cost_usd"]))
     assert again.spent()["usd"] == pytest.approx(budget.spent()["usd"], abs=1e-4)
+
+
+def test_tokens_of_an_api_planner_count_once_and_those_of_the_model_itself_with_its_jobs(tmp_path: Path) -> None:
+    config = RunConfig(planner="chat:openai:some-model", budget_tokens=2000)
+    budget = open_budget(tmp_path, config, 0.0, [])
+    budget.add(Usage(1.0, 1.0, 300))
+    told = budget.add_decision({"tokens": 500.0, "input_tokens": 400.0})
+    assert budget.spent()["tokens"] == 800
+    assert budget.affords(700, 0) and not budget.affords(701, 0), "the next decision is expected to cost as much"
+    own = budget.add_decision({"tokens": 90.0, "input_tokens": 0.0})
+    assert budget.spent()["tokens"] == 800, "the tokens of its own thinking are a job's"
+    again = open_budget(tmp_path, config, 0.0, [{"kind": "decided", "usage": usage} for usage in (told, own)])
+    assert again.spent()["tokens"] == 500
+
+
+def test_a_teacher_costs_money_and_is_asked_only_what_can_be_paid(prices: str, tmp_path: Path) -> None:
+    config = RunConfig(teacher="http://127.0.0.1:1/v1#some-model", prices=prices, budget_usd=1.0)
+    budget, store = open_budget(tmp_path, config, 0.0, []), store_of(tmp_path)
+    offer: dict[str, Any] = {"tool": "distil_answers", "stage": "acquire", "summary": "", "tokens": [1, 1]}
+    offers = [offer | {"grid": {"num_items": [128, 2048]}}]
+    # Nothing was measured: 8 times 40 tokens read and 32 written, 0.00064 dollars a question.
+    assert build_menu(offers, store, budget)[0]["arguments"] == {"num_items": [128]}
+    usage = Usage(1.0, 1.0, 100, teacher_input_tokens=100_000, teacher_output_tokens=20_000)
+    budget.add(usage, "generation")
+    assert budget.spent()["usd"] == pytest.approx(0.3, abs=0.01)
+    assert budget.needed(100, "generation")["usd"] == pytest.approx(0.001), "other generation asks no teacher"
+    store.put("data", "asked", {"kind": "samples", "method": "distil_answers", "num_items": 100})
+    assert budget.affords(1, 0, usd=0.6) and not budget.affords(1, 0, usd=0.75)
+    assert budget.teacher_usd(128, 100, (1.0, 1.0)) == pytest.approx(0.384)
+    offers[0]["grid"]["num_items"] = [128, 256]
+    assert build_menu(offers, store, budget)[0]["arguments"] == {"num_items": [128]}
+
+
+def test_a_teacher_without_a_price_is_refused_when_money_is_limited(prices: str) -> None:
+    config = RunConfig(teacher="http://127.0.0.1:1/v1#wise-1", prices=prices, budget_usd=1.0)
+    with pytest.raises(ValueError, match=r"no price of 'wise-1' \(--teacher\)"):
+        load_prices(config)
+
+
+def test_the_worker_counts_what_engine_and_teacher_read_and_wrote(tmp_path: Path) -> None:
+    write_json(tmp_path / "worker.json", {"engine": "transformers"})
+    resident = Resident(tmp_path)
+    assert resident.paid_tokens == (0, 0, 0, 0)
+    for name, count in (("engine", 1), ("teacher", 10)):
+        usages = [ChatUsage(prompt_tokens=2 * count, completion_tokens=count)] * 2
+        resident.__dict__[name] = SimpleNamespace(usages=usages)
+    assert resident.paid_tokens == (4, 2, 40, 20)
+
+
+def test_a_replay_has_none_of_the_limits_of_its_run(tmp_path: Path, prices: str) -> None:
+    limits: dict[str, Any] = {
+        "budget_cpu_minutes": 1.0,
+        "budget_gpu_minutes": 1.0,
+        "budget_usd": 1.0,
+        "budget_gib": 1.0,
+    }
+    config = replay_settings(tmp_path, {"config": RunConfig(prices=prices, budget_tokens=5, **limits).to_json()})
+    assert open_budget(tmp_path, config, 0.0, []).limits == {"seconds": 60 * NO_LIMIT_MINUTES}
+    assert config.prices is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Whole runs that are killed: tests/test_run.py, and here one through every tool (
 
 import random
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,10 +15,11 @@ import pytest
 from agent.tool_host import ToolHost, ToolHostError
 from bench.driven import DrivenRun, damaged_files
 from bench.kill import differing, draw_aims, figures_of, killed_run, reference_of, tiny_scenario
-from memory.records import write_json
+from memory.records import read_json, write_json
 from memory.store import BASE, RunStore
 from tools.contract import Jobs, Json, Judge, ToolContext
 from tools.jobs.job import Job, run_job
+from tools.jobs.machine import repeated
 from tools.optimize.finetune_model import finetune_model
 from tools.optimize.rehearsal import DATASET
 
@@ -68,6 +70,48 @@ def goes_on(job: Job) -> Json:
     """Find work of 40 tokens done."""
     job.earlier_tokens = 40
     return {}
+
+
+def test_what_killed_attempts_took_belongs_to_the_cost_of_a_job_but_for_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / "key"
+    write_json(folder / "spec.json", {"function": "tests.test_kill:ends_early", "args": {}, "inputs": {}})
+    resident = SimpleNamespace(tokens_processed=0, cpu_s=0.0, num_gpus=2, paid_tokens=(0, 0, 0, 0))
+    with pytest.raises(RuntimeError):
+        run_job(folder, resident)
+    spent = read_json(folder / "status.json")["spent"]
+    assert spent["cpu_s"] == 5.0 and spent["gpu_s"] == pytest.approx(2 * spent["wall_s"]) and spent["wall_s"] > 0
+    write_json(folder / "status.json", {"state": "running", "attempts": 1, "spent": spent | {"wall_s": 7200.0}})
+    (folder / "again").touch()
+    run_job(folder, resident)
+    usage = read_json(folder / "result.json")["usage"]
+    assert usage["wall_s"] > 7200 and usage["cpu_s"] == 10.0 and usage["tokens"] == 30, "tokens are those of the work"
+    assert (usage["teacher_input_tokens"], usage["teacher_output_tokens"]) == (40, 6), "asked twice, paid twice"
+    assert read_json(folder / "status.json")["attempts"] == 2
+
+
+def ends_early(job: Job) -> Json:
+    """Work, and end in the middle of it at the first attempt."""
+    job.resident.cpu_s += 5.0
+    job.resident.tokens_processed += 30
+    job.resident.paid_tokens = tuple(map(sum, zip(job.resident.paid_tokens, (0, 0, 20, 3), strict=True)))
+    if not (job.folder / "again").exists():
+        raise RuntimeError("gone")
+    return {}
+
+
+def test_a_job_tells_what_it_took_while_it_runs() -> None:
+    beats = iter(range(100))
+    enough = threading.Event()
+    with repeated(lambda: enough.set() if next(beats) == 3 else None, 0.01):
+        assert enough.wait(10)
+
+
+def test_a_full_disk_does_not_end_what_is_told_beside_the_work() -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with repeated(fail, 0.01):
+        pass
 
 
 HALF_A_LINE = """

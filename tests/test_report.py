@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agent.clock import write_clock
 from agent.report import _ticks, environment, page
 from agent.state import StopReason
 from agent.trace import Trace
@@ -135,11 +136,12 @@ def test_a_live_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, ended=None)
     write_finished_job(run, "one", "tools.optimize.sft_worker:train", 1200, 3.5)
     write_finished_job(run, "two", "tools.optimize.sft_worker:train", 34, 1.0)
+    write_clock(run, 60.0, {"training": 4.5})
     with held(run / "run.lock"):
         text = read(run).text
     assert ": running" in text and "Still running" in text
     assert "Final result: not opened yet." in text and "base 0.0 % [10.0, 40.0] n=128" in text
-    assert "training 4.5 " in text and " 2 1,234 " in text, "the jobs stand in for the report"
+    assert "training 4.5 " in text and " 2 1,234 " in text, "clock and jobs stand in for the report"
     assert "overhead and peak memory are known at the end" in text
 
 

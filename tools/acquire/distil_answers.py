@@ -22,14 +22,12 @@ from tools.acquire.sampling import (
     verify,
     wants_data,
 )
-from tools.acquire.teacher import known_teacher
+from tools.acquire.teacher import ROOM, known_teacher
 from tools.contract import Grid, Json, ToolContext, ToolError, ToolRun, tool
 from tools.engines.base import Sampling
 from tools.jobs.job import Job
 
 CHUNK_ITEMS = 32
-ROOM = 4
-"""Times the tokens of the task's answers that a teacher may take: it is not used to their form."""
 
 
 def legal_distilling(context: ToolContext) -> Grid | None:

@@ -2,6 +2,9 @@
 
 <run>/jobs/<key>/ spec.json (function, args), status.json, progress.json, result.json (written last), and whatever the
 function keeps there to resume from. A finished job is never run twice; an unfinished one goes on from its folder.
+
+status.json holds, under "spent", what all attempts took so far, written every few seconds: an attempt that is killed
+belongs to the job's cost. Its tokens are not in there: work that is done again costs its tokens once.
 """
 
 import importlib
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.records import content_id, read_json, write_json
+from tools.jobs.machine import repeated
 
 Json = dict[str, Any]
 
@@ -26,9 +30,12 @@ class Usage(NamedTuple):
     gpu_s: float = 0.0
     """Wall seconds, once for each GPU of the machine."""
     input_tokens: int = 0
-    """Tokens that an endpoint read, and"""
+    """Tokens that the engine's endpoint read, and"""
     output_tokens: int = 0
     """wrote: what it may ask money for. 0 for models of this machine."""
+    teacher_input_tokens: int = 0
+    """The same of the teacher's endpoint."""
+    teacher_output_tokens: int = 0
 
     def plus(self, other: "Usage") -> "Usage":
         """Return the sum of two costs."""
@@ -92,27 +99,32 @@ def run_job(folder: Path, resident: Any) -> None:
     if (folder / "result.json").exists():
         return
     spec = JobSpec.load(folder)
-    attempts = read_json(folder / "status.json").get("attempts", 0) if (folder / "status.json").exists() else 0
-    write_json(folder / "status.json", {"state": "running", "pid": os.getpid(), "attempts": attempts + 1})
-    started, cpu_s, tokens = time.monotonic(), resident.cpu_s, resident.tokens_processed
-    paid = _endpoint_tokens(resident)
-    function = load_function(spec.function)
+    status = folder / "status.json"
+    known = read_json(status) if status.exists() else {}
+    earlier = Usage(**known.get("spent", {"wall_s": 0.0, "cpu_s": 0.0, "tokens": 0}))
+    head = {"pid": os.getpid(), "attempts": known.get("attempts", 0) + 1}
+    started, cpu_s, tokens, paid = time.monotonic(), resident.cpu_s, resident.tokens_processed, _paid_tokens(resident)
+
+    def spent() -> Usage:
+        wall_s = time.monotonic() - started
+        now_paid = (now - before for now, before in zip(_paid_tokens(resident), paid, strict=True))
+        gpu_s = wall_s * getattr(resident, "num_gpus", 0)
+        return earlier.plus(Usage(wall_s, resident.cpu_s - cpu_s, 0, gpu_s, *now_paid))
+
+    def tell(state: str = "running") -> None:
+        write_json(status, {"state": state} | head | {"spent": spent()._asdict()})
+
     job = Job(folder, resident)
-    value = function(job, **spec.args)
-    tokens = resident.tokens_processed - tokens + job.earlier_tokens
-    wall_s = time.monotonic() - started
-    num_input, num_output = (now - before for now, before in zip(_endpoint_tokens(resident), paid, strict=True))
-    # How an earlier attempt's tokens were split is not known: they count as the dearer ones.
-    num_output += job.earlier_tokens if num_input else 0
-    gpu_s = wall_s * getattr(resident, "num_gpus", 0)
-    usage = Usage(wall_s, resident.cpu_s - cpu_s, tokens, gpu_s, num_input, num_output)
+    with repeated(tell):
+        value = load_function(spec.function)(job, **spec.args)
+    usage = spent()._replace(tokens=resident.tokens_processed - tokens + job.earlier_tokens)
     halved = {} if (divisor := getattr(resident, "batch_divisor", 1)) == 1 else {"batch_divisor": divisor}
     write_json(folder / "result.json", {"value": value, "usage": usage._asdict()} | halved)
-    write_json(folder / "status.json", {"state": "finished", "pid": os.getpid(), "attempts": attempts + 1})
+    tell("finished")
 
 
-def _endpoint_tokens(resident: Any) -> tuple[int, int]:
-    return getattr(resident, "endpoint_tokens", (0, 0))
+def _paid_tokens(resident: Any) -> tuple[int, int, int, int]:
+    return getattr(resident, "paid_tokens", (0, 0, 0, 0))
 
 
 def load_function(name: str) -> Any:

@@ -1,11 +1,43 @@
-"""What processes take of this machine, and what of its GPUs can be given back."""
+"""What processes take of this machine, what of its GPUs can be given back, and what is done every few seconds."""
 
 import contextlib
 import gc
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+
+BEAT_S = 2.0
+"""How often what was spent is written down: a kill loses no more."""
+
+
+@contextlib.contextmanager
+def repeated(action: Callable[[], None], every_s: float = BEAT_S) -> Iterator[None]:
+    """Do something now, every so many seconds on a thread, and when the block ends, also by an error.
+
+    An OSError of it is passed over: a full disk is told by whoever writes what matters.
+    """
+    ended = threading.Event()
+
+    def act() -> None:
+        with contextlib.suppress(OSError):
+            action()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    act()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        act()
 
 
 def tree_cpu_s(pid: int) -> float:

@@ -125,10 +125,13 @@ class Resident:
         return self.trained_tokens + sum(engine.tokens_processed for engine in engines)
 
     @property
-    def endpoint_tokens(self) -> tuple[int, int]:
-        """Tokens that an endpoint read and wrote since the worker started; (0, 0) without one."""
-        usages = getattr(self.__dict__.get("engine"), "usages", [])
-        return sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages)
+    def paid_tokens(self) -> tuple[int, int, int, int]:
+        """Tokens that the engine's endpoint read and wrote since the worker started, then the teacher's; 0 without."""
+        counts: list[int] = []
+        for name in ("engine", "teacher"):
+            usages = getattr(self.__dict__.get(name), "usages", [])
+            counts += sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages)
+        return counts[0], counts[1], counts[2], counts[3]
 
     @property
     def cpu_s(self) -> float:
@@ -140,8 +143,8 @@ class Resident:
         """GPUs of the machine, as far as torch was loaded to use them or a server of ours does."""
         if self.settings.get("engine") == "vllm":
             return num_gpus()
-        torch = sys.modules.get("torch")
-        return 0 if torch is None else int(torch.cuda.device_count())
+        cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)  # a job may be in the middle of importing it
+        return int(cuda.device_count()) if hasattr(cuda, "device_count") else 0
 
 
 def warm_up(job: Any) -> dict[str, Any]:
@@ -197,7 +200,8 @@ def _serve(folder: Path, resident: Resident) -> dict[str, str]:
         message = str(error) if kind == "tool_error" else f"{type(error).__name__}: {error}"
         told = {"state": kind, "error": message, "trace": traceback.format_exc()[-4000:]}
         with suppress(OSError):  # on a full disk the answer alone tells it
-            write_json(folder / "status.json", told)
+            known = read_json(folder / "status.json") if (folder / "status.json").exists() else {}
+            write_json(folder / "status.json", known | told)
         return {"state": kind, "error": message} | _less_memory(resident)
     finally:
         resident.batch_divisor = 1
