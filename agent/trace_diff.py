@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from agent import views
 from agent.trace import Event, read_events
 from agent.trace_search import HEAD, leaves
-from agent.trace_select import steps
+from agent.trace_select import menu_of, steps
 from agent.trace_view import call_text
 from tools.contract import Json
 
@@ -90,7 +90,7 @@ def _step(events: list[Event]) -> Step:
     for event in events:
         match event["kind"]:
             case "observed":
-                situation = event["situation"] | {"menu": event["menu"]}
+                situation = event["situation"] | {"menu": _menu(event)}
             case "decided":
                 decision = event
             case "tool_finished":
@@ -101,6 +101,17 @@ def _step(events: list[Event]) -> Step:
                 verdict = {name: value for name, value in event.items() if name not in HEAD}
                 outcome = (outcome or {}) | {"verdict": verdict}
     return Step(situation, decision, outcome)
+
+
+def _menu(event: Event) -> Json:
+    """Return the menu by tools, each argument's values as one text: a value more is one difference, not a row of them.
+
+    What a tool has brought is left out: verdicts say it too.
+    """
+    return {
+        row["tool"]: {name: "|".join(map(str, values)) for name, values in row["arguments"].items()} or "legal"
+        for row in menu_of(event)
+    }
 
 
 def _compare(a: Step | None, b: Step | None) -> str:
