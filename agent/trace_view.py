@@ -157,9 +157,6 @@ def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     ]
     if others:
         lines.append(f"   instead of: {', '.join(others)}")
-    for name, values in event.get("argument_logprobs", {}).items():
-        told = (f"{entry['value']} {entry['logprob']:.2f}" for entry in values)
-        lines.append(f"   log-probability of {name}: {', '.join(told)}")
     lines += [f"   invalid before: {problem}" for problem in event.get("problems", [])]
     if reasoning := " ".join(event["reasoning"].split()):
         cut = reasoning_length is not None and len(reasoning) > reasoning_length
@@ -189,11 +186,9 @@ def sureness_text(decided: Json) -> str:
         return ""
     if "argument_logprobs" not in decided:
         return f"log-probability {decided['logprob']:.2f} of the tool alone"
-    args = decided["action"]["args"]
-    grids = decided["argument_logprobs"].items()
-    chosen = [entry["logprob"] for name, values in grids for entry in values if entry["value"] == args[name]]
-    whole = f"log-probability {sum(chosen, decided['logprob']):.2f}"
-    return f"{whole} (of the tool {decided['logprob']:.2f})" if chosen else whole
+    parts = {"tool": decided["logprob"]} | decided["argument_logprobs"]
+    told = ", ".join(f"{name} {logprob:.2f}" for name, logprob in parts.items())
+    return f"log-probability {sum(parts.values()):.2f}" + (f" ({told})" if len(parts) > 1 else "")
 
 
 def result_text(result: Json) -> str:

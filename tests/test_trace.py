@@ -156,11 +156,9 @@ def test_a_situation_is_told_in_the_words_that_the_planner_read(runs_dir: Path, 
 
 def test_a_log_probability_says_what_it_covers(runs_dir: Path, cli: Cli) -> None:
     assert "generate_data(num_items=512), log-probability -0.25 of the tool alone" in cli("show", "--step", "1")[1]
-    grid = [{"value": 256, "logprob": -0.92}, {"value": 512, "logprob": -0.51}]
-    step(begin(runs_dir, "sure"), 1, result={}, argument_logprobs={"num_items": grid})
+    step(begin(runs_dir, "sure"), 1, result={}, argument_logprobs={"num_items": -0.51})
     text = cli("show", "sure", "--step", "1")[1]
-    assert "generate_data(num_items=512), log-probability -0.76 (of the tool -0.25)" in text
-    assert "log-probability of num_items: 256 -0.92, 512 -0.51" in text
+    assert "generate_data(num_items=512), log-probability -0.76 (tool -0.25, num_items -0.51)" in text
 
 
 def test_what_happened_to_the_run_is_told(runs_dir: Path, cli: Cli) -> None:

@@ -28,10 +28,10 @@ class Decision(TypedDict):
     reasoning: str
     logprob: float | None
     """Of the chosen tool among the legal ones; None when unknown."""
-    argument_logprobs: NotRequired[dict[str, list[dict[str, Any]]]]
-    """Argument -> [{"value", "logprob"}] of its legal values, given the tool and the arguments before it.
+    argument_logprobs: NotRequired[dict[str, float]]
+    """Of each chosen value among the legal ones, given the tool and the arguments before it; absent when unknown.
 
-    Arguments with one legal value are left out. With `logprob` the chosen values add up to that of the whole action.
+    Arguments with one legal value are left out. With `logprob` they add up to that of the whole action.
     """
     alternatives: list[dict[str, Any]]
     """The legal tools not chosen: [{"tool": ..., "logprob": ...}]."""
