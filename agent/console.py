@@ -45,7 +45,7 @@ class Console:
     def decided(self, step: int, decision: Any) -> None:
         """Show who decided what, and why."""
         args = ", ".join(f"{name}={value}" for name, value in decision["args"].items())
-        sure = "" if decision["logprob"] is None else f", log-probability {decision['logprob']:.2f}"
+        sure = "" if decision["logprob"] is None else f", log-probability {decision['logprob']:.2f} of the tool"
         self.rich.print(f"[bold]{escape(self._headline)}[/bold]")
         self.say(f"  {decision['decided_by']} decides: {decision['tool']}({args}){sure}")
         if decision["reasoning"]:

@@ -73,7 +73,9 @@ def observe(state: State, runtime: Runtime[Services]) -> State:
     refused = state.get("last") or {}
     if refused.get("refused"):
         menu = [choice for choice in menu if choice["tool"] != refused["tool"]] or menu
-    services.trace.emit("observed", step=step, situation=situation, menu=[choice["tool"] for choice in menu])
+    # Without the descriptions, which no choice changes: a few kB at most.
+    legal = [{name: value for name, value in choice.items() if name != "description"} for choice in menu]
+    services.trace.emit("observed", step=step, situation=situation, menu=legal)
     services.console.observed(step, situation)
     update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu], "told": told}
     if not menu:

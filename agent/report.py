@@ -5,7 +5,6 @@ Here the files become plain values; report.html.jinja says how they look, with w
 parts.html.jinja and report.css. The page needs nothing but itself, and what a model wrote is escaped in it.
 """
 
-import json
 import re
 from argparse import Namespace
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from agent.sealing import looks_text
 from agent.statistics import ALPHA
 from agent.trace import Event, read_events
 from agent.trace_facts import TraceFacts, facts_of
+from agent.trace_select import menu_of
 from memory.records import read_json, write_text
 from memory.store import BASE, GREEDY, RunStore
 from tools.contract import Json
@@ -342,20 +342,11 @@ def _decision(event: Event, seen: Event | None) -> Json:
         "problems": event.get("problems", []),
         "reasoning": event["reasoning"].strip(),
         "planner_tokens": event["usage"].get("tokens"),
-        "situation": _situation_words(seen["situation"]) if seen else None,
-        "menu": seen["menu"] if seen else None,
+        "situation": trace_view.situation_words(seen["situation"]) if seen else None,
+        "menu": list(map(trace_view.legal_text, menu_of(seen))) if seen else None,
         "result": None,
         "refused": None,
         "verdict": None,
         "judged": None,
         "cost": None,
     }
-
-
-def _situation_words(situation: Json) -> str:
-    from agent.situation import situation_text  # with it come all planners
-
-    try:
-        return situation_text(situation)
-    except KeyError:  # recorded by a version whose situation held other values
-        return json.dumps(situation, indent=1, ensure_ascii=False)

@@ -13,6 +13,7 @@ from agent import views
 from agent.span_names import AGENT
 from agent.trace import Event, read_events
 from agent.trace_search import HEAD
+from agent.trace_select import menu_of
 from agent.trace_view import call_text
 from memory.records import canonical_json
 from tools.contract import Json
@@ -20,7 +21,8 @@ from tools.contract import Json
 VERSION = "ATIF-v1.4"
 NOTES = (
     "Steps are numbered as ATIF asks for; extra.step is the run's own number. Of a planner's tokens only their sum is "
-    "known: metrics.extra.tokens."
+    "known: metrics.extra.tokens. Totals are those of the report, with baseline and final evaluation, which are no "
+    "steps; of a run without a report they are the sums of the steps."
 )
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,7 +35,10 @@ def trajectory(run_dir: Path) -> Json:
     events = list(read_events(run_dir))
     turns = [{"source": "user", "message": f"Improve the model {config['model']} on the task {config['task']}."}]
     turns += _turns(events)
+    report = views.read_report(run_dir)
     usages = [event["usage"] for event in events if "usage" in event]
+    usd = report["spent"]["usd"] if report else sum(usage.get("cost_usd") or 0 for usage in usages)
+    tokens = report["tokens"] if report else sum(usage.get("tokens") or 0 for usage in usages)
     ended = next((event for event in reversed(events) if event["kind"] == "run_stopped"), None)
     return {
         "schema_version": VERSION,
@@ -47,9 +52,9 @@ def trajectory(run_dir: Path) -> Json:
         "steps": [{"step_id": number} | turn for number, turn in enumerate(turns, 1)],
         "notes": NOTES,
         "final_metrics": {
-            "total_cost_usd": float(sum(usage.get("cost_usd") or 0 for usage in usages)),
+            "total_cost_usd": float(usd),
             "total_steps": len(turns),
-            "extra": {"total_tokens": sum(usage.get("tokens") or 0 for usage in usages)},
+            "extra": {"total_tokens": tokens},
         },
         "extra": {name: ended[name] for name in ("reason", "sentence", "error")} if ended else {},
     }
@@ -63,7 +68,7 @@ def _turns(events: list[Event]) -> Iterator[Json]:
             case "observed":
                 if turn:
                     yield turn
-                extra = {"step": event["step"], "menu": event.get("menu", [])}
+                extra = {"step": event["step"], "menu": menu_of(event)}
                 yield _turn(event, "user", canonical_json(event["situation"]), extra)
                 turn = None
             case "decided":
@@ -84,7 +89,8 @@ def _decision(event: Event) -> Json:
     action, usage = event["action"], event["usage"]
     extra = {name: event[name] for name in ("step", "decided_by", "alternatives", "problems")}
     call = {"tool_call_id": f"call-{event['seq']}", "function_name": action["tool"], "arguments": action["args"]}
-    measured = {"tokens": usage.get("tokens"), "logprob": event["logprob"]}
+    names = ("logprob", "argument_logprobs")
+    measured = {"tokens": usage.get("tokens")} | {name: event[name] for name in names if name in event}
     turn = _turn(event, "agent", call_text(action), extra) | {"tool_calls": [call]}
     turn["metrics"] = {"cost_usd": float(usage.get("cost_usd") or 0), "extra": measured}
     return turn | ({"reasoning_content": event["reasoning"]} if event["reasoning"] else {})

@@ -16,13 +16,9 @@ from agent.trace_select import KINDS, Filter, parse_since, select_events
 def add_commands(add: Callable[..., Any], trace: Any) -> None:
     """Add the commands below `trace`; `add` makes the parser of one, as in `run_agent.py`."""
     told = add("show", show, "the trace as a tree; --json: its events", "the newest", trace)
-    told.add_argument("--step", type=int, metavar="N", help="this step only, with evidence and reasoning in full")
-    told.add_argument("--tool", metavar="NAME", help="steps that decided for this tool")
-    failed = "steps with a refused call, an invalid decision or an error; a rejected candidate is none"
-    told.add_argument("--failed", action="store_true", help=failed)
-    _add_event_filters(told)
+    _add_filters(told, "this step only, with all that the planner was shown and wrote", "steps")
     tail = add("tail", tail_events, "one line per event as it comes, until the run ends", "the newest", trace)
-    _add_event_filters(tail)
+    _add_filters(tail, "events of this step", "events")
     words = add("search", find, "where a text stands: step, kind, field", "needed", trace)
     words.add_argument("text", metavar="TEXT", help="looked for in all fields, whatever its case")
     two = add("diff", compare, "where two runs part and why, then step by step", under=trace)
@@ -32,7 +28,12 @@ def add_commands(add: Callable[..., Any], trace: Any) -> None:
     trace_export.add_options(copy)
 
 
-def _add_event_filters(parser: ArgumentParser) -> None:
+def _add_filters(parser: ArgumentParser, of_step: str, what: str) -> None:
+    """Add the options of `Filter`; what: whether tool and failed choose "steps" or "events"."""
+    failed = "with a refused call, an invalid decision, an error or a repair; a rejected candidate is none"
+    parser.add_argument("--step", type=int, metavar="N", help=of_step)
+    parser.add_argument("--tool", metavar="NAME", help=f"{what} that decided for this tool or called it")
+    parser.add_argument("--failed", action="store_true", help=f"{what} {failed}")
     kinds = f"events of this kind; may be given again: {', '.join(KINDS)}"
     parser.add_argument("--kind", action="append", choices=KINDS, metavar="KIND", help=kinds)
     parser.add_argument("--since", metavar="WHEN", help="events from then on: 10m, 2h, 1d (ago) or a time (UTC)")
@@ -42,14 +43,15 @@ def _run(args: Namespace, name: str | None) -> Path:
     return views.find_run(Path(args.runs_dir), name)
 
 
-def _event_filters(args: Namespace) -> dict[str, Any]:
-    return {"kinds": tuple(args.kind or ()), "since": parse_since(args.since) if args.since else ""}
+def _filter(args: Namespace) -> Filter:
+    since = parse_since(args.since) if args.since else ""
+    return Filter(args.step, args.tool, args.failed, tuple(args.kind or ()), since)
 
 
 def show(args: Namespace) -> Outcome:
     """Return the tree of a run's trace, or of the wanted steps and events."""
     run_dir = _run(args, args.run)
-    wanted = Filter(step=args.step, tool=args.tool, failed=args.failed, **_event_filters(args))
+    wanted = _filter(args)
     if args.json:
         return Outcome((), list(select_events(run_dir, wanted)))
     return Outcome(trace_view.tree_lines(run_dir, wanted), None)
@@ -57,8 +59,7 @@ def show(args: Namespace) -> Outcome:
 
 def tail_events(args: Namespace) -> Outcome:
     """Return one line per event, as they come."""
-    wanted = Filter(**_event_filters(args))
-    return Outcome(trace_view.tail_lines(_run(args, args.run), args.json, wanted=wanted), None)
+    return Outcome(trace_view.tail_lines(_run(args, args.run), args.json, wanted=_filter(args)), None)
 
 
 def find(args: Namespace) -> Outcome:

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 from agent import views
 from agent.trace import Event, read_events
 from agent.trace_search import HEAD, leaves
-from agent.trace_select import steps
-from agent.trace_view import call_text
+from agent.trace_select import menu_of, steps
+from agent.trace_view import call_text, sureness_text
 from tools.contract import Json
 
 ABSENT = "-"
 """Shown where one of the two has no such field."""
 MOST_FIELDS = 12
-"""Differing fields that the text names; --json names all."""
+"""Differing fields that the text names where two runs part; --json names all."""
+MOST_FIELDS_OF_A_ROW = 4
+"""And of each step in the table."""
 PLACES = ("runs_dir", "models_dir")
 """Settings that say where files lie, not what a run does."""
 
@@ -39,18 +41,25 @@ class Step(NamedTuple):
 def diff(run_a: Path, run_b: Path) -> Json:
     """Return where two runs part and why, and a row for each step.
 
-    {"a", "b", "settings": fields that differ, "num_steps", "parted", "decided_differently", "counts", "rows"}.
+    {"a", "b", "related", "settings": fields that differ, "num_steps", "parted", "decided_differently", "counts",
+    "rows", "ends"}.
+    "related" says in words which of the two came from the other, None where neither did. "ends" holds of each run its
+    verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened).
     "parted" is the first step with any difference and "decided_differently" the first with another call, both None
-    when there is none; see `_place`. A row is {"step", "how", "a", "b"} with the calls in words; how: "same",
-    "different tool", "different arguments", "different result", "different situation", "no decision in A",
-    "no result in A", "only in A", and the same of B.
+    when there is none; see `_place`. A row is {"step", "how", "a", "b", "differs"} with the calls in words and the
+    fields that make the difference beside the call; how: "same", "different tool", "different arguments",
+    "different result", "different situation", "no decision in A", "no result in A", "only in A", and the same of B.
     """
     rows: list[Json] = []
     parted: Json | None = None
     decided_differently: Json | None = None
+    verdicts: dict[str, list[Json]] = {"a": [], "b": []}
     for number, (a, b) in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
         how = _compare(a, b)
-        rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b)})
+        rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b), "differs": _differs(how, a, b)})
+        for name, step in (("a", a), ("b", b)):
+            verdict = ((step and step.outcome) or {}).get("verdict")
+            verdicts[name] += [{"step": number} | verdict] if verdict else []
         if parted is None and how != "same":
             parted = _place(number, how, a, b)
         if decided_differently is None and how in ("different tool", "different arguments"):
@@ -58,6 +67,7 @@ def diff(run_a: Path, run_b: Path) -> Json:
     return {
         "a": run_a.name,
         "b": run_b.name,
+        "related": _related(run_a, run_b),
         "settings": different(_settings(run_a), _settings(run_b)),
         "num_steps": {
             "a": sum(row["how"] != "only in B" for row in rows),
@@ -67,7 +77,29 @@ def diff(run_a: Path, run_b: Path) -> Json:
         "decided_differently": decided_differently,
         "counts": dict(Counter(row["how"] for row in rows)),
         "rows": rows,
+        "ends": {
+            name: {"verdicts": verdicts[name], "final": (views.read_report(run_dir) or {}).get("final")}
+            for name, run_dir in (("a", run_a), ("b", run_b))
+        },
     }
+
+
+def _related(run_a: Path, run_b: Path) -> str | None:
+    origins: list[Any] = [views.open_run(run).get("forked_from") for run in (run_a, run_b)]
+    for name, other, origin, source in (("B", "A", origins[1], run_a), ("A", "B", origins[0], run_b)):
+        if origin and origin["run"] == source.name:
+            return f"{name} is a fork of {other} at step {origin['step']}"
+    if origins[0] and origins[1] and origins[0]["run"] == origins[1]["run"]:
+        where = " and ".join(f"{name} at step {origin['step']}" for name, origin in zip("AB", origins, strict=True))
+        return f"both are forks of {origins[0]['run']}, {where}"
+    return None
+
+
+def _differs(how: str, a: Step | None, b: Step | None) -> list[Json]:
+    """Return the fields that differ in a step of this kind; after different calls the results have no common ground."""
+    if a is None or b is None or how not in ("different result", "different situation"):
+        return []
+    return different(a.outcome, b.outcome) if how == "different result" else different(a.situation, b.situation)
 
 
 def _settings(run_dir: Path) -> Json:
@@ -90,7 +122,7 @@ def _step(events: list[Event]) -> Step:
     for event in events:
         match event["kind"]:
             case "observed":
-                situation = event["situation"] | {"menu": event["menu"]}
+                situation = event["situation"] | {"menu": _menu(event)}
             case "decided":
                 decision = event
             case "tool_finished":
@@ -101,6 +133,17 @@ def _step(events: list[Event]) -> Step:
                 verdict = {name: value for name, value in event.items() if name not in HEAD}
                 outcome = (outcome or {}) | {"verdict": verdict}
     return Step(situation, decision, outcome)
+
+
+def _menu(event: Event) -> Json:
+    """Return the menu by tools, each argument's values as one text: a value more is one difference, not a row of them.
+
+    What a tool has brought is left out: verdicts say it too.
+    """
+    return {
+        row["tool"]: {name: "|".join(map(str, values)) for name, values in row["arguments"].items()} or "legal"
+        for row in menu_of(event)
+    }
 
 
 def _compare(a: Step | None, b: Step | None) -> str:
@@ -132,8 +175,7 @@ def different(a: Any, b: Any) -> list[Json]:
 def _place(number: int, how: str, a: Step | None, b: Step | None) -> Json:
     """Return {"step", "how", "why", "situation", "outcome", "a", "b"}: differing fields, and both decisions."""
     situation = different(a.situation, b.situation) if a and b else []
-    # After different calls the results have nothing to do with each other.
-    outcome = different(a.outcome, b.outcome) if a and b and how == "different result" else []
+    outcome = _differs(how, a, b) if how == "different result" else []
     shown = "the planner was shown something else"
     decided = shown if situation else "a different decision on the same situation"
     before = f", and before it {shown}" if situation else ""
@@ -157,8 +199,8 @@ def _place(number: int, how: str, a: Step | None, b: Step | None) -> Json:
 def _decision(step: Step | None) -> Json | None:
     if step is None or step.decision is None:
         return None
-    names = ("action", "decided_by", "logprob", "alternatives", "reasoning")
-    return {name: step.decision[name] for name in names}
+    names = ("action", "decided_by", "logprob", "argument_logprobs", "alternatives", "reasoning")
+    return {name: step.decision[name] for name in names if name in step.decision}
 
 
 def _call(step: Step | None) -> str | None:
@@ -169,21 +211,26 @@ def _call(step: Step | None) -> str | None:
 
 
 def diff_lines(found: Json) -> Iterator[str]:
-    """Yield the text of `diff`: the two runs, where they part and why, and a table; equal steps share a line."""
+    """Yield the text of `diff`: the two runs, where they part and why, a table of the steps, and how both ended."""
     for name in ("a", "b"):
         yield f"{name.upper()}  {found[name]}, {found['num_steps'][name]} steps"
+    if found["related"]:
+        yield found["related"]
     if found["settings"]:
         yield "settings that differ (A | B):"
         yield from _field_lines(found["settings"])
     parted, decided = found["parted"], found["decided_differently"]
     if parted is None:
         yield f"the runs do not part: {len(found['rows'])} steps are the same"
-        return
-    yield from _place_lines("they part", parted)
-    if decided is not None and decided["step"] != parted["step"]:
-        yield from _place_lines("the first different decision", decided)
+    else:
+        yield from _place_lines("they part", parted)
+        if decided is not None and decided["step"] != parted["step"]:
+            yield from _place_lines("the first different decision", decided)
+        yield ""
+        yield from _table_lines(found["rows"])
     yield ""
-    yield from _table_lines(found["rows"])
+    for name in ("a", "b"):
+        yield from _end_lines(name.upper(), found["ends"][name])
 
 
 def _place_lines(what: str, place: Json) -> Iterator[str]:
@@ -193,9 +240,12 @@ def _place_lines(what: str, place: Json) -> Iterator[str]:
         if decision is None:
             yield f"  {name.upper()}  no decision"
             continue
-        others = [f"{other['tool']}{_sure(other.get('logprob'))}" for other in decision["alternatives"]]
-        instead = f", instead of {', '.join(others)}" if others else ""
-        said = f"{decision['decided_by']} decides {call_text(decision['action'])}{_sure(decision['logprob'])}{instead}"
+        others = [
+            other["tool"] if other.get("logprob") is None else f"{other['tool']} {other['logprob']:.2f}"
+            for other in decision["alternatives"]
+        ]
+        parts = [call_text(decision["action"]), sureness_text(decision), others and f"instead of {', '.join(others)}"]
+        said = f"{decision['decided_by']} decides {', '.join(part for part in parts if part)}"
         yield f"  {name.upper()}  {said}"
     for name, title in (("situation", "shown to the planner"), ("outcome", "came back")):
         if place[name]:
@@ -203,15 +253,11 @@ def _place_lines(what: str, place: Json) -> Iterator[str]:
             yield from _field_lines(place[name])
 
 
-def _sure(logprob: float | None) -> str:
-    return "" if logprob is None else f" ({logprob:.2f})"
-
-
-def _field_lines(fields: list[Json]) -> Iterator[str]:
-    for entry in fields[:MOST_FIELDS]:
-        yield f"    {entry['field']}: {entry['a']} | {entry['b']}"
-    if len(fields) > MOST_FIELDS:
-        yield f"    and {len(fields) - MOST_FIELDS} more; --json names them"
+def _field_lines(fields: list[Json], most: int = MOST_FIELDS, indent: str = "    ") -> Iterator[str]:
+    for entry in fields[:most]:
+        yield f"{indent}{entry['field']}: {entry['a']} | {entry['b']}"
+    if len(fields) > most:
+        yield f"{indent}and {len(fields) - most} more; --json names them"
 
 
 def _table_lines(rows: Iterable[Json]) -> Iterator[str]:
@@ -225,6 +271,17 @@ def _table_lines(rows: Iterable[Json]) -> Iterator[str]:
         for row in group:
             calls = [row["a"] or ABSENT] if row["a"] == row["b"] else [row["a"] or ABSENT, row["b"] or ABSENT]
             yield f"{row['step']:>11}  {row['how']:<20} {' | '.join(calls)}"
+            yield from _field_lines(row["differs"], MOST_FIELDS_OF_A_ROW, " " * 15)
+
+
+def _end_lines(name: str, end: Json) -> Iterator[str]:
+    """Yield the verdicts and the final scores of a run."""
+    yield f"{name}  {'verdicts:' if end['verdicts'] else 'no verdict'}"
+    for verdict in end["verdicts"]:
+        yield f"     step {verdict['step']}: {views.verdict_text(verdict)}"
+    yield f"   {'final split:' if end['final'] else 'final split not opened'}"
+    for line in views.final_lines(end["final"]) if end["final"] else ():
+        yield f"     {line}"
 
 
 def _range(first: int, last: int) -> str:

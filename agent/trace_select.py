@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from agent.commands import unknown
 from agent.trace import Event, read_events
@@ -22,7 +23,10 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 @dataclass(frozen=True)
 class Filter:
-    """What to look at. Step, tool and failed choose whole steps, kinds and since choose events within them."""
+    """What to look at. Step, tool and failed choose whole steps, kinds and since choose events within them.
+
+    Of a trace that still grows each event is looked at alone, by all of them (`takes_alone`).
+    """
 
     step: int | None = None
     """This step without what happened to the run meanwhile; None = all."""
@@ -39,6 +43,15 @@ class Filter:
         """Whether kind and time of an event are wanted."""
         return (not self.kinds or event["kind"] in self.kinds) and bool(event["ts"] >= self.since)
 
+    def takes_alone(self, event: Event) -> bool:
+        """Whether an event is wanted by itself: of the step, of a call of the tool, telling of a failure."""
+        return (
+            self.takes(event)
+            and self.step in (None, event["step"])
+            and self.tool in (None, tool_of(event))
+            and (not self.failed or failure(event))
+        )
+
     def takes_step(self, step: int, events: list[Event]) -> bool:
         """Whether a step with these events is wanted."""
         return (
@@ -53,15 +66,17 @@ def parse_since(text: str, now: datetime | None = None) -> str:
 
     It is written as events write theirs, so that the two compare as strings. Raises ValueError for anything else.
     """
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        since = (now or datetime.now(UTC)) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-    else:
-        try:
+    try:
+        if ago := re.fullmatch(r"(\d+)([smhd])", text):
+            since = (now or datetime.now(UTC)) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+        else:
             since = datetime.fromisoformat(text)
-        except ValueError:
-            raise ValueError(f"--since {text!r}: give 90s, 10m, 2h, 1d or a time like 2026-01-31T14:05") from None
-        since = since if since.tzinfo else since.replace(tzinfo=UTC)
-    return since.astimezone(UTC).isoformat(timespec="milliseconds")
+            since = since if since.tzinfo else since.replace(tzinfo=UTC)
+        return since.astimezone(UTC).isoformat(timespec="milliseconds")
+    except OverflowError:
+        raise ValueError(f"--since {text!r} is before the year 1 or after 9999; give a time of the run") from None
+    except ValueError:
+        raise ValueError(f"--since {text!r}: give 90s, 10m, 2h, 1d or a time like 2026-01-31T14:05") from None
 
 
 def tool_of(event: Event) -> str | None:
@@ -70,12 +85,22 @@ def tool_of(event: Event) -> str | None:
     return tool
 
 
+def menu_of(event: Event) -> list[dict[str, Any]]:
+    """Return {"tool", "arguments", "outcome"} of each legal action of an `observed` event; [] for other events.
+
+    Runs of earlier versions recorded the names of the tools alone.
+    """
+    names_alone = {"arguments": {}, "outcome": ""}
+    return [row if isinstance(row, dict) else {"tool": row} | names_alone for row in event.get("menu", ())]
+
+
 def failure(event: Event) -> bool:
-    """Whether an event tells of a refused call, an invalid answer of the planner, a collapse or an error.
+    """Whether an event tells of a refused call, an invalid answer of the planner, a collapse, an error or a repair.
 
     A rejected candidate is none: saying no is the referee's work.
     """
-    return event["kind"] in ("tool_failed", "collapsed") or bool(event.get("problems") or event.get("error"))
+    kinds = ("tool_failed", "collapsed", "retried", "mended")
+    return event["kind"] in kinds or bool(event.get("problems") or event.get("error"))
 
 
 def steps(events: Iterable[Event]) -> Iterator[tuple[int, list[Event]]]:
@@ -99,7 +124,7 @@ def select_steps(run_dir: Path, wanted: Filter) -> Iterator[tuple[int, list[Even
     for number, events in steps(read_events(run_dir)):
         if number:
             numbers = [*numbers[:1], number]
-        tools |= {tool for event in events for tool in (tool_of(event), *event.get("menu", ())) if tool}
+        tools |= {tool for event in events for tool in (tool_of(event), *_legal_tools(event)) if tool}
         if wanted.takes_step(number, events):
             ours = [event for event in events if wanted.step in (None, event["step"]) and wanted.takes(event)]
             if ours:
@@ -109,6 +134,10 @@ def select_steps(run_dir: Path, wanted: Filter) -> Iterator[tuple[int, list[Even
         raise ValueError(f"run {run_dir.name} has no step {wanted.step}; it has {known}")
     if wanted.tool is not None and wanted.tool not in tools:
         raise ValueError(f"run {run_dir.name}: {unknown('tool', wanted.tool, sorted(tools))}")
+
+
+def _legal_tools(event: Event) -> list[str]:
+    return [row["tool"] for row in menu_of(event)]
 
 
 def select_events(run_dir: Path, wanted: Filter) -> Iterator[Event]:

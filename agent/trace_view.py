@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.disk import freed_text
 from agent.trace import Event
-from agent.trace_select import Filter, select_steps
+from agent.trace_select import Filter, menu_of, select_steps
 from agent.views import (
     Json,
     budget_text,
@@ -22,8 +22,8 @@ from agent.views import (
 REASONING_LENGTH = 240
 """Characters of a reasoning that the whole tree shows; `--step N` shows all of it."""
 EVERYTHING = Filter()
-OF_THE_RUN = ("run_resumed", "run_stopped", "forked")
-"""Events of no step that the tree shows with the step before them."""
+TOLD_ALREADY = ("run_started", "final")
+"""Events that head and end of the whole tree tell; all others stand with their step or the one before them."""
 
 
 def tree_lines(run_dir: Path, wanted: Filter = EVERYTHING) -> Iterator[str]:
@@ -39,7 +39,7 @@ def tree_lines(run_dir: Path, wanted: Filter = EVERYTHING) -> Iterator[str]:
         final = next((event for event in events if event["kind"] == "final"), final)
         if whole:  # what ended the run comes behind the tree; a stop that was resumed has `run_resumed` behind it
             events = events[:-1] if last["kind"] == "run_stopped" else events
-            events = [event for event in events if event["step"] is not None or event["kind"] in OF_THE_RUN]
+            events = [event for event in events if event["kind"] not in TOLD_ALREADY]
         if "tool_started" not in wanted.kinds:  # the decision before it says the same
             events = [event for event in events if event["kind"] != "tool_started"]
         if events:
@@ -109,6 +109,8 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
             return [f"damaged, set aside and made again: {', '.join(event['files'])}"]
         case "freed":
             return [freed_text(event)]
+        case "judge_checked":
+            return [f"judge checked: {event['note']}"]
         case "changes_accepted":
             return ["a person accepted changes:", *(f"   {line}" for line in event["changes"])]
         case "final":
@@ -131,14 +133,24 @@ def _situation_text(situation: Json) -> str:
 
 
 def _evidence_lines(event: Event) -> list[str]:
-    """Return all that the planner was shown, a line each, and what it could choose from."""
-    situation = [f"   {name}: {_plain_text(value)}" for name, value in event["situation"].items()]
-    return [*situation, f"   may choose: {', '.join(event['menu'])}"]
+    """Return all that the planner was shown, in the words it read, and what it could choose from."""
+    situation = [f"   {line}" for line in situation_words(event["situation"]).splitlines()]
+    return [*situation, "   may choose:", *(f"      {legal_text(row)}" for row in menu_of(event))]
+
+
+def situation_words(situation: Json) -> str:
+    """Return a situation in the words that a planner reads, a line for each part."""
+    from agent.situation import situation_text  # with it come all planners
+
+    try:
+        return situation_text(situation)
+    except KeyError:  # recorded by a version whose situation held other values
+        return "\n".join(f"- {name}: {_plain_text(value)}" for name, value in situation.items() if value is not None)
 
 
 def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
-    sure = "" if event["logprob"] is None else f", log-probability {event['logprob']:.2f}"
-    lines = [f"{event['decided_by']} decides: {call_text(event['action'])}{sure}"]
+    sure = sureness_text(event)
+    lines = [f"{event['decided_by']} decides: {call_text(event['action'])}{sure and f', {sure}'}"]
     others = [
         other["tool"] if other.get("logprob") is None else f"{other['tool']} {other['logprob']:.2f}"
         for other in event["alternatives"]
@@ -151,13 +163,32 @@ def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
         lines.append(f"   because: {reasoning[:reasoning_length]}{'...' if cut else ''}")
     if event["usage"].get("tokens"):
         dollars = f", {event['usage']['cost_usd']:.4f} USD" if event["usage"].get("cost_usd") else ""
-        lines.append(f"   cost of deciding: {event['usage']['tokens']} tokens{dollars}")
+        lines.append(f"   cost of deciding: {event['usage']['tokens']:.0f} tokens{dollars}")
     return lines
 
 
 def call_text(action: Json) -> str:
     """Return a call as tool(name=value, ...)."""
     return f"{action['tool']}({', '.join(f'{name}={value}' for name, value in action['args'].items())})"
+
+
+def legal_text(row: Json) -> str:
+    """Return a row of the menu as tool(name value|value; ...), with what the tool has brought behind it."""
+    grids = (f"{name} {'|'.join(map(str, values))}" for name, values in row["arguments"].items())
+    outcome = f", so far: {row['outcome']}" if row.get("outcome") else ""
+    arguments = f"({'; '.join(grids)})" if row["arguments"] else ""
+    return f"{row['tool']}{arguments}{outcome}"
+
+
+def sureness_text(decided: Json) -> str:
+    """Return the log-probability of a decision among the legal ones, and what it covers; "" where there is none."""
+    if decided["logprob"] is None:
+        return ""
+    if "argument_logprobs" not in decided:
+        return f"log-probability {decided['logprob']:.2f} of the tool alone"
+    parts = {"tool": decided["logprob"]} | decided["argument_logprobs"]
+    told = ", ".join(f"{name} {logprob:.2f}" for name, logprob in parts.items())
+    return f"log-probability {sum(parts.values()):.2f}" + (f" ({told})" if len(parts) > 1 else "")
 
 
 def result_text(result: Json) -> str:
@@ -185,8 +216,11 @@ def _plain_text(value: Any) -> str:
 
 
 def cost_text(usage: Json) -> str:
-    """Return what a call cost: seconds and tokens."""
-    return f"cost: {usage['wall_s']:.1f} s wall, {usage['cpu_s']:.1f} s cpu, {usage['tokens']} tokens"
+    """Return what a call cost: seconds and tokens, and what else it took of GPUs, money and disk."""
+    parts = [f"{usage['wall_s']:.1f} s wall, {usage['cpu_s']:.1f} s cpu, {usage['tokens']} tokens"]
+    more = {"gpu_seconds": "{:.1f} s gpu", "usd": "{:.4f} USD", "gib": "{:.3f} GiB of disk"}
+    parts += [words.format(usage[unit]) for unit, words in more.items() if usage.get(unit)]
+    return f"cost: {', '.join(parts)}"
 
 
 def _error_text(event: Event) -> str:
@@ -206,11 +240,11 @@ def _end_lines(run_dir: Path, last: Event | None, final: Event | None) -> list[s
 
 
 def tail_lines(run_dir: Path, as_json: bool = False, poll_s: float = 0.3, wanted: Filter = EVERYTHING) -> Iterator[str]:
-    """Yield one line per event of the wanted kinds and time, as they come; ends when no process works on the run."""
+    """Yield one line per wanted event, as they come; ends when no process works on the run."""
     last: Event = {}
     for event in arriving_events(run_dir, poll_s):
         last = event
-        if not wanted.takes(event):
+        if not wanted.takes_alone(event):
             continue
         if as_json:
             yield json.dumps(event)

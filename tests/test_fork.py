@@ -210,6 +210,12 @@ def test_a_step_that_began_with_a_removed_model(family: Path) -> None:
         (["--at", "2", "--force", "finetune_model", "--arg", "epochs"], "--arg epochs=VALUE"),
         (["--at", "2", "--force", "finetune_model", "--arg", "epochs=9", "--arg", "schedule=linear"], "legal: [1, 2]"),
         (["--at", "2", "--force", "finetune_model", "--arg", "epochs=1"], "needs the argument 'schedule'"),
+        (
+            ["--at", "2", "--force", "finetune_model", "--arg", "epochs=9", "--arg", "speed=1"],
+            "finetune_model has no argument 'speed'; it takes: start_from, method, learning_rate, schedule, epochs; "
+            "finetune_model needs the argument 'schedule', one of ['linear', 'cosine']; "
+            "finetune_model: epochs='9' is not legal; legal: [1, 2]",
+        ),
         (["--at", "2", "--force", "note_lesson"], "tool 'note_lesson' is not legal now; legal: finetune_model"),
     ],
 )

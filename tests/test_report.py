@@ -295,7 +295,7 @@ def test_the_situation_is_shown_in_the_planners_words(run_dir: Path) -> None:
     trace.emit("decided", step=3, action=action, decided_by="rules", **rest)
     text = read(run_dir).text
     assert "- score of the champion: 7 % right (n=128)" in text and "- lesson: keep it short" in text
-    assert '"unused_right_answers": 7' in text, "an older situation is shown as it was recorded"
+    assert "- unused_right_answers: 7" in text, "an older situation is shown as it was recorded"
 
 
 # --- trust

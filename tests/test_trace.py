@@ -8,16 +8,24 @@ from typing import Any
 
 import pytest
 
+from agent.budget import Budget
+from agent.situation import build_situation
 from agent.trace import Trace
 from agent.trace_search import search
 from agent.trace_select import KINDS, Filter, parse_since, select_events, steps
+from agent.trace_view import cost_text
 from memory.records import read_jsonl, write_json
+from memory.store import RunStore
 from run_agent import main
 from tests.test_views import make_run
 
 Json = dict[str, Any]
 REPO = Path(__file__).resolve().parents[1]
 USAGE = {"wall_s": 2.0, "cpu_s": 3.0, "tokens": 40}
+LEGAL: list[Json] = [
+    {"tool": "generate_data", "arguments": {"num_items": [256, 512], "temperature": [0.7]}, "outcome": "1 of 1 kept"},
+    {"tool": "note_lesson", "arguments": {}, "outcome": ""},
+]
 GENERATE, NOTE = {"tool": "generate_data", "args": {"num_items": 512}}, {"tool": "note_lesson", "args": {}}
 
 
@@ -40,7 +48,7 @@ def step(
 ) -> None:
     """Write a step; neither result nor error = killed while the tool worked."""
     situation = {"champion": "base", "score": None, "budget_left_percent": budget, "unused_right_answers": 7}
-    trace.emit("observed", step=number, situation=situation, menu=["generate_data", "note_lesson"])
+    trace.emit("observed", step=number, situation=situation, menu=LEGAL)
     other = "note_lesson" if action is GENERATE else "generate_data"
     rest: Json = {"decided_by": "model", "logprob": -0.25, "alternatives": [{"tool": other, "logprob": -1.5}]}
     rest |= {"reasoning": "Samples are needed.", "problems": [], "usage": {"tokens": 700, "cost_usd": 0.0}}
@@ -92,6 +100,10 @@ def cli(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(runs_dir, capsys)
 
 
+def rows_of(lines: str) -> list[Json]:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 def steps_and_kinds(events: list[Json]) -> set[tuple[int | None, str]]:
     return {(event["step"], event["kind"]) for event in events}
 
@@ -127,9 +139,62 @@ def test_kind_and_since_choose_events(cli: Cli, runs_dir: Path) -> None:
 
 def test_one_step_is_told_with_all_that_the_planner_was_shown(cli: Cli) -> None:
     text = cli("show", "--step", "1")[1]
-    for part in ("budget_left_percent: 90", "may choose: generate_data, note_lesson", "cost of deciding: 700 tokens"):
+    legal = "generate_data(num_items 256|512; temperature 0.7), so far: 1 of 1 kept"
+    for part in ("budget_left_percent: 90", f"{legal}\n├─       note_lesson\n", "cost of deciding: 700 tokens"):
         assert part in text
+    assert "score" not in text, "what is not known is left out"
     assert "budget_left_percent" not in cli("show")[1]
+
+
+def test_a_situation_is_told_in_the_words_that_the_planner_read(runs_dir: Path, cli: Cli, tmp_path: Path) -> None:
+    situation = build_situation(RunStore(tmp_path / "empty"), Budget(None, 1000), None, [])
+    begin(runs_dir, "words").emit("observed", step=1, situation=situation, menu=["generate_data", "note_lesson"])
+    text = cli("show", "words", "--step", "1")[1]
+    assert "- tokens per point gained: no gain yet\n" in text and "None" not in text
+    assert "generate_data\n" in text, "runs of earlier versions recorded the names of the tools alone"
+
+
+def test_a_log_probability_says_what_it_covers(runs_dir: Path, cli: Cli) -> None:
+    assert "generate_data(num_items=512), log-probability -0.25 of the tool alone" in cli("show", "--step", "1")[1]
+    step(begin(runs_dir, "sure"), 1, result={}, argument_logprobs={"num_items": -0.51})
+    text = cli("show", "sure", "--step", "1")[1]
+    assert "generate_data(num_items=512), log-probability -0.76 (tool -0.25, num_items -0.51)" in text
+
+
+def test_what_happened_to_the_run_is_told(runs_dir: Path, cli: Cli) -> None:
+    trace = begin(runs_dir, "troubled")
+    trace.emit("judge_checked", note="the judge agrees with 9 of 10")
+    step(trace, 1, result={})
+    trace.emit("retried", function="tools.x:train", why="its worker died")
+    trace.emit("mended", files=["data/d1"])
+    trace.emit("changes_accepted", changes=["code: a.py"], revision=None)
+    step(trace, 2, result={})
+    stop(trace)
+    text = cli("show", "troubled")[1]
+    told = (
+        "judge checked: the judge agrees",
+        "tried again: train: its worker died",
+        "made again: data/d1",
+        "code: a.py",
+    )
+    assert all(part in text for part in told) and "started: task" not in text
+    failed = cli("show", "troubled", "--failed")[1]
+    assert all(part in failed for part in told[1:3]) and "step 1" in failed and "step 2" not in failed
+    lines = cli("tail", "troubled", "--failed")[1].splitlines()
+    assert [line.split("run", 1)[1].split()[0] for line in lines] == ["tried", "damaged,"]
+
+
+def test_tail_chooses_events_by_step_and_tool(cli: Cli) -> None:
+    assert steps_and_kinds(rows_of(cli("tail", "--tool", "note_lesson", "--json")[1])) == {
+        (2, "decided"), (2, "tool_started"), (2, "tool_failed"),
+    }  # fmt: skip
+    assert {event["step"] for event in rows_of(cli("tail", "--step", "3", "--json")[1])} == {3}
+
+
+def test_a_cost_names_money_and_gpus_where_there_are_any() -> None:
+    assert cost_text(USAGE | {"gpu_seconds": 0.0, "usd": 0.0, "gib": 0.0}) == "cost: 2.0 s wall, 3.0 s cpu, 40 tokens"
+    told = cost_text(USAGE | {"gpu_seconds": 1.5, "usd": 0.002})
+    assert told == "cost: 2.0 s wall, 3.0 s cpu, 40 tokens, 1.5 s gpu, 0.0020 USD"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +205,8 @@ def test_one_step_is_told_with_all_that_the_planner_was_shown(cli: Cli) -> None:
         (["show", "--tool", "generat_data"], "did you mean 'generate_data'?"),
         (["show", "--kind", "decide"], "invalid choice: 'decide'"),
         (["show", "--since", "soon"], "give 90s, 10m, 2h, 1d or a time"),
+        (["show", "--since", "99999999999d"], "before the year 1 or after 9999"),
+        (["tail", "--since", "0001-01-01T00:00+14:00"], "before the year 1 or after 9999"),
         (["search", "one", " "], "the text to search for is empty"),
         (["diff", "one", "tow"], "there is no run 'tow'"),
         (["export", "one", "--out", "."], "is a folder"),
@@ -220,84 +287,6 @@ def test_a_long_text_is_cut_around_what_was_found() -> None:
     (place,) = search([event], "needle")
     assert " needle " in place["snippet"] and len(place["snippet"]) < 150
     assert place["snippet"].startswith("...") and place["snippet"].endswith("...")
-
-
-# --- diff
-
-
-def two_runs(runs_dir: Path, *, seed: int = 0, budget: int = 90, action: Json = GENERATE, num_right: int = 3) -> None:
-    """Write `a` and `b`, alike in step 1; step 2 of `b` is as told here."""
-    for name in ("a", "b"):
-        ours = name == "a"
-        trace = begin(runs_dir, name, seed=0 if ours else seed)
-        step(trace, 1, result={"dataset": "d1", "train_s": 1.0 if ours else 2.0})
-        chosen, shown, right = (GENERATE, 90, 3) if ours else (action, budget, num_right)
-        logprob = -0.25 if ours else -0.75
-        step(trace, 2, chosen, result={"dataset": "d2", "num_right": right}, budget=shown, logprob=logprob)
-        stop(trace)
-
-
-def test_runs_that_differ_in_time_alone_do_not_part(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir)
-    found = cli.json("diff", "a", "b")
-    assert found["parted"] is None and found["counts"] == {"same": 2} and found["settings"] == []
-    assert "the runs do not part: 2 steps are the same" in cli("diff", "a", "b")[1]
-
-
-def test_runs_part_by_a_decision_on_the_same_situation(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir, action=NOTE, seed=1)
-    found = cli.json("diff", "a", "b")
-    assert found["settings"] == [{"field": "seed", "a": 0, "b": 1}]
-    parted = found["parted"]
-    assert (parted["step"], parted["how"], parted["situation"]) == (2, "different tool", [])
-    assert parted["why"] == "a different decision on the same situation"
-    assert found["decided_differently"] == parted
-    text = cli("diff", "a", "b")[1]
-    assert "A  model decides generate_data(num_items=512) (-0.25), instead of note_lesson (-1.50)" in text
-    assert "B  model decides note_lesson() (-0.75), instead of generate_data (-1.50)" in text
-    assert re.search(r"^ +1  same$", text, re.M)
-    assert re.search(r"^ +2  different tool +generate_data\(num_items=512\) \| note_lesson\(\)$", text, re.M)
-
-
-def test_runs_part_by_what_the_planner_was_shown(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir, action=GENERATE | {"args": {"num_items": 256}}, budget=70)
-    parted = cli.json("diff", "a", "b")["parted"]
-    assert (parted["how"], parted["why"]) == ("different arguments", "the planner was shown something else")
-    assert parted["situation"] == [{"field": "budget_left_percent", "a": 90, "b": 70}]
-    assert "budget_left_percent: 90 | 70" in cli("diff", "a", "b")[1]
-
-
-def test_the_same_decision_on_another_situation_is_a_difference_too(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir, budget=70)
-    found = cli.json("diff", "a", "b")
-    assert found["parted"]["how"] == "different situation" and found["decided_differently"] is None
-
-
-def test_runs_part_by_a_result_of_the_same_call(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir, num_right=4)
-    parted = cli.json("diff", "a", "b")["parted"]
-    assert (parted["step"], parted["how"]) == (2, "different result")
-    assert parted["outcome"] == [{"field": "result.num_right", "a": 3, "b": 4}]
-
-
-def test_the_first_different_decision_is_shown_beside_an_earlier_parting(runs_dir: Path, cli: Cli) -> None:
-    for name, right, action in (("a", 3, GENERATE), ("b", 4, NOTE)):
-        trace = begin(runs_dir, name)
-        step(trace, 1, result={"num_right": right})
-        step(trace, 2, action, result={})
-    text = cli("diff", "a", "b")[1]
-    assert "they part at step 1, different result" in text
-    assert "the first different decision at step 2, different tool" in text
-
-
-def test_a_refusal_and_an_end_are_differences(runs_dir: Path, cli: Cli) -> None:
-    two_runs(runs_dir)
-    trace = begin(runs_dir, "short")
-    step(trace, 1, error="no")
-    found = cli.json("diff", "a", "short")
-    assert [row["how"] for row in found["rows"]] == ["different result", "only in A"]
-    assert found["num_steps"] == {"a": 2, "b": 1}
-    assert {"field": "refused", "a": "-", "b": "no"} in found["parted"]["outcome"]
 
 
 # --- export

@@ -247,6 +247,14 @@ def test_atif_is_a_trajectory_of_turns(runs_dir: Path, tmp_path: Path) -> None:
     assert told["final_metrics"]["total_cost_usd"] == 0.5 and told["extra"]["reason"] == "plateau"
 
 
+def test_the_totals_of_a_trajectory_are_those_of_the_report(runs_dir: Path, tmp_path: Path) -> None:
+    """Baseline and final evaluation are no steps, and cost tokens all the same."""
+    write_json(runs_dir / "one" / "report.json", {"tokens": 99_000, "spent": {"usd": 1.25}})
+    assert export(runs_dir, "--to", "atif", "--out", str(tmp_path / "trajectory.json")) == 0
+    metrics = json.loads((tmp_path / "trajectory.json").read_text())["final_metrics"]
+    assert (metrics["total_cost_usd"], metrics["extra"]["total_tokens"]) == (1.25, 99_000)
+
+
 def test_each_form_says_what_it_needs(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needs = {("--to", "atif"): "--out", ("--to", "mlflow"): "--uri", ("--follow",): "--otlp"}
     for options, said in needs.items():

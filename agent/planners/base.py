@@ -27,9 +27,14 @@ class Decision(TypedDict):
     """"model", "fallback", "scripted", "rules", "random", "only_choice", "person", "forced" or "replay"."""
     reasoning: str
     logprob: float | None
-    """Of the chosen action among the legal ones; None when unknown."""
+    """Of the chosen tool among the legal ones; None when unknown."""
+    argument_logprobs: NotRequired[dict[str, float]]
+    """Of each chosen value among the legal ones, given the tool and the arguments before it; absent when unknown.
+
+    Arguments with one legal value are left out. With `logprob` they add up to that of the whole action.
+    """
     alternatives: list[dict[str, Any]]
-    """The legal actions not chosen: [{"tool": ..., "logprob": ...}]."""
+    """The legal tools not chosen: [{"tool": ..., "logprob": ...}]."""
     usage: dict[str, float]
     """{"tokens": ..., "cost_usd": ...}; cost_usd is 0 when unknown. An API planner tells its "input_tokens" too."""
 
@@ -78,7 +83,7 @@ def check_decision(raw: object, menu: list[Choice]) -> tuple[str, dict[str, Any]
     problem = f"tool {_quote(tool)} is not legal now; legal: {', '.join(dict.fromkeys(c['tool'] for c in menu))}"
     for choice in menu:
         if choice["tool"] == tool:
-            problem = _first_problem(arguments, choice)
+            problem = "; ".join(_problems(arguments, choice))
             if not problem:
                 return choice["tool"], {name: _legal(arguments[name], choice, name) for name in choice["arguments"]}
     raise InvalidDecision(problem)
@@ -114,18 +119,17 @@ def _json_types(values: list[Any]) -> str | list[str]:
     return types[0] if len(types) == 1 else types
 
 
-def _first_problem(arguments: dict[Any, Any], choice: Choice) -> str:
-    """Return what is wrong with the arguments of this choice, "" when they are legal."""
+def _problems(arguments: dict[Any, Any], choice: Choice) -> list[str]:
+    """Return all that is wrong with the arguments of this choice, with what is legal; [] when they are legal."""
     legal, tool = choice["arguments"], choice["tool"]
-    for name in arguments:
-        if name not in legal:
-            return f"{tool} has no argument {_quote(name)}; it takes: {', '.join(legal) or 'none'}"
+    takes = ", ".join(legal) or "none"
+    problems = [f"{tool} has no argument {_quote(name)}; it takes: {takes}" for name in arguments if name not in legal]
     for name, values in legal.items():
         if name not in arguments:
-            return f"{tool} needs the argument {name!r}, one of {values}"
-        if not any(_same(arguments[name], value) for value in values):
-            return f"{tool}: {name}={_quote(arguments[name])} is not legal; legal: {values}"
-    return ""
+            problems.append(f"{tool} needs the argument {name!r}, one of {values}")
+        elif not any(_same(arguments[name], value) for value in values):
+            problems.append(f"{tool}: {name}={_quote(arguments[name])} is not legal; legal: {values}")
+    return problems
 
 
 def _legal(value: object, choice: Choice, name: str) -> Any:

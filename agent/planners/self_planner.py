@@ -50,6 +50,7 @@ class SelfPlanner:
             decided_by="model",
             reasoning=thought["reasoning"],
             logprob=thought["logprob"],
+            argument_logprobs=thought["argument_logprobs"],
             alternatives=thought["alternatives"],
             usage={"tokens": thought["tokens"], "cost_usd": 0.0},
         )

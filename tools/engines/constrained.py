@@ -44,15 +44,17 @@ def _deliberate(
     system: str,
     schemas: dict[str, Json],
 ) -> Json:
-    """Return {"reasoning", "decision", "logprob", "alternatives", "tokens"}.
+    """Return {"reasoning", "decision", "logprob", "argument_logprobs", "alternatives", "tokens"}.
 
+    A reasoning that was cut off ends with "...". logprob is of the tool, argument_logprobs of each argument's value.
     decide and blank: the decision prompt with the situation, and with its values blanked; both hold the marker
     {reasoning}. schemas: tool name -> JSON schema of its action.
     """
     engine: TransformersEngine = job.resident.local_engine
     engine.use_model(None if model_dir is None else job.run_dir / model_dir)
     before = engine.tokens_processed
-    reasoning = " ".join(engine.generate([reason], Sampling(REASONING_TOKENS))[0][0].text.split())
+    thought = engine.generate([reason], Sampling(REASONING_TOKENS))[0][0]
+    reasoning = " ".join(thought.text.split())
     prompts = [decide.replace("{reasoning}", reasoning), blank.replace("{reasoning}", "?")]
     chats: list[list[Message]] = [
         [{"role": "system", "content": system}, {"role": "user", "content": prompt}] for prompt in prompts
@@ -60,11 +62,12 @@ def _deliberate(
     decoder = CalibratedDecoder(engine, [engine.encode(chat) for chat in chats], schemas)
     logprobs = decoder.score_names(list(schemas))
     chosen = max(logprobs, key=lambda name: logprobs[name])
-    decision = decoder.decode(schemas[chosen])
+    decision, argument_logprobs = decoder.decode(schemas[chosen])
     return {
-        "reasoning": reasoning,
+        "reasoning": reasoning + " ..." * (thought.finish == "length"),
         "decision": decision,
         "logprob": round(logprobs[chosen], 4),
+        "argument_logprobs": {name: round(value, 4) for name, value in argument_logprobs.items()},
         "alternatives": [
             {"tool": name, "logprob": round(value, 4)} for name, value in logprobs.items() if name != chosen
         ],
@@ -114,8 +117,14 @@ class CalibratedDecoder:
         return {name: value - total for name, value in scores.items()}
 
     @torch.inference_mode()
-    def decode(self, schema: Json) -> Json:
-        """Return the JSON value that the grammar of the schema and the calibrated model spell out together."""
+    def decode(self, schema: Json) -> tuple[Json, dict[str, float]]:
+        """Return the JSON value that the grammar of the schema and the calibrated model spell out together.
+
+        With it the log-probability of each argument's value among the legal ones, given the tool and the arguments
+        before it; arguments with one legal value are left out.
+        """
+        legal = schema["properties"]["arguments"]["properties"]
+        logprobs = {name: 0.0 for name, values in legal.items() if len(values["enum"]) > 1}
         grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         matcher = llguidance.LLMatcher(self.engine.guide, grammar)
         if matcher.get_error():
@@ -123,25 +132,50 @@ class CalibratedDecoder:
         tokens: list[int] = []
         logits_BV = self.logits_BV
         while len(tokens) < self.num_decision:
-            new = matcher.compute_ff_tokens() or [self._best(matcher, logits_BV)]
+            new, logprob = matcher.compute_ff_tokens(), 0.0
+            if not new:
+                best, logprob = self._best(matcher, logits_BV)
+                new = [best]
             new = [token for token in new if token not in self.engine.stop_ids]
             if not new or not matcher.consume_tokens(new):
                 break
             tokens += new
+            name = self._argument(tokens, list(legal))
+            if name in logprobs:
+                logprobs[name] += logprob
             if matcher.is_stopped():
                 break
             logits_BV = self._extend(new, [MAIN] * len(new), list(range(len(tokens) - len(new), len(tokens))))[:, -1]
         text = str(self.engine.tokenizer.decode(tokens, skip_special_tokens=True))
-        return dict(json.loads(text))
+        return dict(json.loads(text)), logprobs
 
-    def _best(self, matcher: Any, logits_BV: Tensor) -> int:
-        """Return the allowed token whose log-probability gains most from the situation."""
+    def _argument(self, tokens: list[int], names: list[str]) -> str | None:
+        """Return the argument whose value the last token belongs to, None before the first."""
+        text = str(self.engine.tokenizer.decode(tokens)).partition('"arguments":')[2]
+        begun = (name for name in reversed(names) if f"{json.dumps(name, ensure_ascii=False)}:" in text)
+        return next(begun, None)
+
+    def _best(self, matcher: Any, logits_BV: Tensor) -> tuple[int, float]:
+        """Return the allowed token whose log-probability gains most from the situation, and its log-probability.
+
+        It is taken among the texts that go on otherwise, each by its best token: that a text can be cut into tokens in
+        several ways is no doubt about the text.
+        """
         bitmask = llguidance.numpy.allocate_token_bitmask(1, logits_BV.shape[-1])
         llguidance.numpy.fill_next_token_bitmask(matcher, bitmask, 0)
         allowed = np.unpackbits(bitmask[0].view(np.uint8), bitorder="little")[: logits_BV.shape[-1]].astype(bool)
         real, blanked = logits_BV.float().log_softmax(-1).cpu()
         gain = torch.where(torch.from_numpy(allowed), real - blanked, -torch.inf)
-        return int(gain.argmax())
+        best = int(gain.argmax())
+        ids = np.flatnonzero(allowed).tolist()
+        texts = dict(zip(ids, self.engine.tokenizer.convert_ids_to_tokens(ids), strict=True))
+        ours, ways = texts[best], {"": float(gain[best])}
+        for token, text in texts.items():
+            parts_at = next((at for at, (a, b) in enumerate(zip(ours, text, strict=False)) if a != b), None)
+            if parts_at is not None:
+                way = text[: parts_at + 1]
+                ways[way] = max(ways.get(way, -np.inf), float(gain[token]))
+        return best, ways[""] - float(torch.tensor(list(ways.values())).logsumexp(0))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
