@@ -44,7 +44,7 @@ SHOWN = {
     "rejected": "rejected a model",
 }
 """Which decisions to show, and what that is called."""
-_ID = re.compile(r"\b([0-9a-f]{16})\b")
+_ID = re.compile(r"\b((?:\d{4,}-\w+-)?[0-9a-f]{16}|general-chats(?:-\d+)?)\b")
 
 
 def application(runs_dir: Path, token: str, cookie: str) -> Starlette:
