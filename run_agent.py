@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     attempt.add_argument("prompt", metavar="PROMPT")
     attempt.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
     follow = add("follow", commands.follow_artifact, "what an artifact came from and led to", "needed")
-    follow.add_argument("id", metavar="ID", help="of an example, question, dataset, model, policy, evaluation, job or call")
+    follow.add_argument("id", metavar="ID", help="of an example, question, dataset, model, evaluation, job or call")
     export = add("export", commands.export, "write the champion and a model card into a new folder", "needed")
     export.add_argument("dir", metavar="DIR")
     export.add_argument("--adapter", action="store_true", help="the PEFT adapter alone (default: merged weights)")

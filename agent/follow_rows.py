@@ -125,11 +125,11 @@ class Rows:
         return {f"examples_by_{name}": dict(counter.most_common()) for name, counter in found.items()}
 
     def _filter(self, part: Part) -> str:
-        about = self.datasets[part.datasets[0]]
         if part.name == CHATS:
             return "no evaluation items"
-        if len(part.datasets) > 1:
+        if len(part.datasets) != 1:
             return UNKNOWN
+        about = self.datasets.get(part.datasets[0], {})
         return ", ".join(about[name] for name in ("keep", "choice") if name in about) or UNKNOWN
 
     # --- downwards

@@ -44,9 +44,15 @@ def run_dir(tmp_path: Path) -> Path:
         (FIRST, "base", OLD, ["general-chats"], 10),
         (LATER, FIRST, FRESH, [OLD, "general-chats"], 12),
     ):
-        told = {"parent": parent, "dataset": dataset, "datasets": [dataset], "rehearse": rehearse}
+        told: Json = {"parent": parent, "dataset": dataset, "datasets": [dataset], "rehearse": rehearse}
         store.put("models", name, common | told | {"num_examples": number})
-    merged = {"parent": GOOD, "members": [GOOD, LATER], "dataset": FRESH, "datasets": [OLD, FRESH], "rehearse": []}
+    merged: Json = {
+        "parent": GOOD,
+        "members": [GOOD, LATER],
+        "dataset": FRESH,
+        "datasets": [OLD, FRESH],
+        "rehearse": [],
+    }
     store.put("models", MERGED, common | merged | {"num_examples": 13})
     told = {"parent": MERGED, "dataset": TRAIN, "datasets": [TRAIN], "rehearse": [], "num_examples": 1}
     store.put("models", NEXT, common | told)
