@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   run_agent.py stop; run_agent.py resume      end after the step under way; go on (`approve` answers `--approve`)
   run_agent.py fork RUN --at 4 --planner rules    decide anew from step 4 of a run; `replay RUN` checks one
   run_agent.py try RUN "What is 12 + 30?"     base and improved model side by side
-  run_agent.py follow RUN ID                  what an example, dataset, model or evaluation came from and led to
+  run_agent.py follow RUN ID                  what an example, dataset, model, job (any id) came from and led to
   run_agent.py export RUN my-model            merged weights with a model card
 
 exit codes: 0 finished, 1 failed or different, 2 bad input, 3 waits for approval, 130 interrupted (`resume`)"""
@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     attempt.add_argument("prompt", metavar="PROMPT")
     attempt.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
     follow = add("follow", commands.follow_artifact, "what an artifact came from and led to", "needed")
-    follow.add_argument("id", metavar="ID", help="of an example, a dataset, a model, a policy or an evaluation")
+    follow.add_argument("id", metavar="ID", help="of an example, question, dataset, model, evaluation, job or call")
     export = add("export", commands.export, "write the champion and a model card into a new folder", "needed")
     export.add_argument("dir", metavar="DIR")
     export.add_argument("--adapter", action="store_true", help="the PEFT adapter alone (default: merged weights)")

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from agent import follow, views
+from agent import views
 from agent.config import GIVEN_AGAIN, RunConfig, load_config
 from agent.methods_table import methods_table
 from agent.state import StopReason
@@ -219,6 +219,8 @@ def status(args: Namespace) -> Outcome:
 
 def follow_artifact(args: Namespace) -> Outcome:
     """Return where an artifact came from and what it led to."""
+    from agent import follow  # it imports what tells a trace, which imports this module
+
     node = follow.follow(run_of(args), args.id)
     return Outcome([follow.follow_text(node)], node)
 

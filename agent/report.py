@@ -16,6 +16,7 @@ from typing import Any
 from agent import trace_view, views
 from agent.clock import read_clock, time_table
 from agent.commands import Outcome, printable
+from agent.follow_rows import Rows
 from agent.metering import WORK
 from agent.policies import policy_rows
 from agent.sealing import looks_text
@@ -138,13 +139,13 @@ def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
     """Return every trained model, oldest first, with its verdict."""
     details = views.verdict_details(run_dir)
     verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
-    rows = []
+    rows, candidates = Rows(store), []
     for number, model in enumerate(store.all("models"), 1):
         verdict, detail = verdicts.get(model["id"]), details.get(model["id"])
         accepted = None if verdict is None else verdict["accepted"]
         champion = None if verdict is None else verdict["champion"]
         policy = (verdict or {}).get("policy", GREEDY)
-        rows.append(
+        candidates.append(
             {
                 "number": number,
                 "id": model["id"],
@@ -157,9 +158,10 @@ def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
                 "before": store.score(champion, policy=policy) if champion else None,
                 "after": store.score(model["id"], policy=policy),
                 "model": model,
+                "sources": rows.read_counts(model["id"])["examples_by_source"],
             }
         )
-    return rows
+    return candidates
 
 
 def _curve(store: RunStore, facts: TraceFacts, candidates: list[Json], final: Json | None) -> Json | None:

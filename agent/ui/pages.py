@@ -48,7 +48,7 @@ SHOWN = {
 """Which decisions to show, and what that is called."""
 ARGUMENT = "argument "
 """What the names of the fields for an action's arguments begin with."""
-_ID = re.compile(r"\b([0-9a-f]{16})\b")
+_ID = re.compile(r"\b((?:\d{4,}-\w+-)?[0-9a-f]{16}|general-chats(?:-\d+)?)\b")
 
 
 def application(runs_dir: Path, token: str, cookie: str) -> Starlette:
