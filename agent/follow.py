@@ -93,7 +93,7 @@ class Roots(Thread):
             direct |= self.readers(use["id"], example_id)
         if not uses:
             right = any(row["right"] for row in mine)
-            why = "not frozen yet" if right else "no right answer by the scorer, so no model is trained to give it"
+            why = "not frozen yet" if right else "no right answer by the scorer, so it is never trained on as one"
             uses = [node("no dataset", "", why)]
         text = f"{one_line(mine[0]['prompt'])} -> {one_line(mine[0]['completion'], 60)}"
         facts = {name: mine[0][name] for name in ("prompt", "completion", "item_id", "difficulty")}

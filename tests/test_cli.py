@@ -221,7 +221,7 @@ def test_text_answers(cli: Cli, run_dir: Path) -> None:
     assert "plateau" in cli("trace", "tail")[1]
     assert "came from" in cli("follow", run_dir.name, GOOD)[1]
     code, _, err = cli("follow", run_dir.name, "nothing")
-    assert code == 2 and "has no example, question, dataset, model, policy or evaluation 'nothing'" in err
+    assert code == 2 and "has no example, question, dataset, model, policy, evaluation, job or call 'nothing'" in err
 
 
 def test_what_a_model_wrote_cannot_steer_the_terminal(cli: Cli) -> None:
