@@ -116,8 +116,8 @@ def check_model(store: RunStore, model_id: str) -> None:
     path = store.run_dir / "referee" / "models.json"
     known: dict[str, str] = read_json(path) if path.exists() else {}
     found = fingerprint(folder, WEIGHT_FILES)
-    trained = (store.get("models", model_id) or {}).get("weights", found)
-    if known.setdefault(model_id, trained) != found:
+    trained = (store.get("models", model_id) or {}).get("weights")
+    if known.setdefault(model_id, trained or found) != found:
         raise IdentityError(
             f"the score is refused: the weights of model {model_id} changed since they were written "
             f"({_difference(known[model_id], found)}); put them back and resume, or start a new run"

@@ -5,7 +5,7 @@ from pathlib import Path
 from agent.folders import link
 from agent.trace_search import leaves
 from memory.records import read_json, write_json
-from memory.store import REMOVED
+from memory.store import MANIFESTS, REMOVED
 from tools.contract import Json, ToolError
 from tools.jobs.client import WORKER_FOLDERS, JobFailedError, ProgressListener, WorkerClient
 from tools.jobs.job import NO_USAGE, JobSpec
@@ -62,7 +62,10 @@ class ReplayJobs(WorkerClient):
             if isinstance(value, str) and value in made:
                 target = self.run_dir / made[value].relative_to(source)
                 link(made[value], target)
-                (target / REMOVED).unlink(missing_ok=True)  # here it is new, and its answers are known
+                if (target / REMOVED).exists():  # here it is new, and its answers are known without its weights
+                    (target / REMOVED).unlink()
+                    manifest = read_json(target / MANIFESTS["models"])
+                    write_json(target / MANIFESTS["models"], manifest | {"weights": None})
         if spec.function == "tools.tasks.judge:ask_base":
             name = f"{spec.args['name']}.replies.jsonl"
             link(source / name, self.run_dir / name)

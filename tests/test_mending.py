@@ -185,11 +185,13 @@ def test_a_job_short_of_memory_is_done_with_smaller_batches(run_dir: Path, needs
 
 
 def test_a_worker_outlives_a_full_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run_dir / "jobs" / "key" / "result.json").unlink()
+    job = run_dir / "jobs" / "key"
+    (job / "result.json").unlink()
+    write_json(job / "spec.json", read_json(job / "spec.json") | {"args": {"needs": 1}})
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr("tools.jobs.worker.write_json", full)
     monkeypatch.setattr("tools.jobs.job.write_json", full)
-    answer = _serve(run_dir / "jobs" / "key", Resident(run_dir))
+    answer = _serve(job, Resident(run_dir))
     assert full.called and answer["state"] == "failed" and "No space left" in answer["error"]
 
 
