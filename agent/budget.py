@@ -60,8 +60,8 @@ class Budget:
     @property
     def spent_s(self) -> float:
         """Wall seconds of the run so far."""
-        now = time.monotonic() if self._paused is None else self._paused
-        return self.earlier_s + now - self._started
+        paused = self._paused  # read once: another thread asks for the time, too
+        return self.earlier_s + (time.monotonic() if paused is None else paused) - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:

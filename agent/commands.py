@@ -188,9 +188,8 @@ def in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ..
     from agent.run import locked
     from tools.jobs.client import WorkerClient
 
-    check_weights(RunStore(run_dir))
-
     with locked(run_dir), WorkerClient(run_dir, "command line", writable=writable) as client:
+        check_weights(RunStore(run_dir))
         folder = client.folder(function, work)
         shutil.rmtree(folder, ignore_errors=True)
         try:

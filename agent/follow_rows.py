@@ -153,7 +153,7 @@ class Rows:
             if row["item_id"] == sample["item_id"] and not row["right"] and row.get("finish") == "stop"
             and row["completion"]
         ]  # fmt: skip
-        if not wrong or max(wrong, key=lambda row: row["logprob"])["sample"] != sample["sample"]:
+        if not wrong or max(wrong, key=likelihood)["sample"] != sample["sample"]:
             return {}
         place = sample["generation"], sample["item_id"]
         return {
@@ -178,3 +178,8 @@ class Rows:
             elif through:
                 found[name] = f"{through}, which it had touched"
         return found
+
+
+def likelihood(sample: Json) -> float:
+    """Return a sample's log-probability; one whose engine told none is the least likely."""
+    return float("-inf") if sample["logprob"] is None else float(sample["logprob"])

@@ -78,9 +78,8 @@ class MeteredJobs:
         self.fingerprint = client.fingerprint
         self.call: Path | None = None
         """The tool call that is running: its jobs' inputs are kept beside it."""
-        self._ended_s: Mapping[str, float] = earlier_s or {}
-        self._under_way: tuple[str, float] | None = None
-        """Kind of work of the job that runs now, and when it began."""
+        self._time: tuple[Mapping[str, float], tuple[str, float] | None] = earlier_s or {}, None
+        """Seconds by kind of what has ended; kind and begin of the job that runs now. In one: a thread reads it."""
         self._counted: set[str] = set()
         for path in sorted((client.run_dir / "jobs").glob("*/result.json")):
             self._count(path.parent)
@@ -88,17 +87,18 @@ class MeteredJobs:
     def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
         """Run a job (see WorkerClient.run) and count it."""
         args, inputs = self._pinned(function, args, inputs)
-        self._under_way = WORK.get(function, "other tools"), time.monotonic()
+        self._time = self._time[0], (WORK.get(function, "other tools"), time.monotonic())
         try:
             value, usage = self.client.run(function, args, inputs)
         finally:
-            self._ended_s, self._under_way = self.time_s(), None
+            self._time = self.time_s(), None
         self._count(self.client.folder(function, args, inputs))
         return value, usage
 
     def time_s(self) -> dict[str, float]:
         """Return the wall seconds by kind of work since the run began, with the job under way."""
-        ended, under_way = dict(self._ended_s), self._under_way
+        ended_s, under_way = self._time
+        ended = dict(ended_s)
         if under_way is not None:
             kind, began = under_way
             ended[kind] = ended.get(kind, 0.0) + time.monotonic() - began

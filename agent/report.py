@@ -158,10 +158,19 @@ def _candidates(run_dir: Path, store: RunStore) -> list[Json]:
                 "before": store.score(champion, policy=policy) if champion else None,
                 "after": store.score(model["id"], policy=policy),
                 "model": model,
-                "sources": rows.read_counts(model["id"])["examples_by_source"],
+                "sources": _sources(rows, model["id"]),
             }
         )
     return candidates
+
+
+def _sources(rows: Rows, model: str) -> Json | None:
+    """Return how many examples of a model come from where; None when a file of them is damaged (`doctor` names it)."""
+    try:
+        found: Json = rows.read_counts(model)["examples_by_source"]
+    except ValueError:
+        return None
+    return found
 
 
 def _curve(store: RunStore, facts: TraceFacts, candidates: list[Json], final: Json | None) -> Json | None:

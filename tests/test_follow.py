@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agent.follow import follow, follow_text
+from agent.follow_rows import likelihood
 from memory.records import content_id, write_json
 from memory.store import RunStore
 from tests.test_views import BAD, DUPLICATE, GOOD, RIGHT, SAMPLES, TRAIN, kinds, make_run
@@ -165,3 +166,9 @@ def test_a_wrong_answer_of_a_pair_reaches_the_model(run_dir: Path) -> None:
     write_json(path, model | {"settings": model["settings"] | {"objective": "kto"}})
     led_to = follow(run_dir, rows[0]["example_id"])["led_to"]
     assert [node["id"] for node in led_to if node["kind"] == "model"] == [BAD] and "less likely" in led_to[1]["how"]
+
+
+def test_a_sample_without_a_log_probability_is_the_least_likely() -> None:
+    samples = [{"sample": 0, "logprob": None}, {"sample": 1, "logprob": -9.0}]
+    assert max(samples, key=likelihood)["sample"] == 1
+    assert max(samples[:1] * 2, key=likelihood)["sample"] == 0

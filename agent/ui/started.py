@@ -22,6 +22,8 @@ class Started:
 
     def __init__(self) -> None:
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
+        self._began: dict[Path, int] = {}
+        """The size of each run's trace when its command was started: a run that went on has written to it."""
         self._lock = threading.Lock()
 
     def start(self, run_dir: Path, command: str, *options: str) -> None:
@@ -30,6 +32,7 @@ class Started:
         with self._lock:
             if self.is_at_work(run_dir):
                 raise ValueError(f"run {run_dir.name} is just going on: its page shows what comes of it")
+            self._began[run_dir] = _trace_bytes(run_dir)
             with log_file(run_dir).open("wb") as log:
                 self._processes[run_dir] = subprocess.Popen(
                     program, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -42,13 +45,15 @@ class Started:
 
     def refusal(self, run_dir: Path) -> str:
         """Return what the command said in the end when it failed or refused to go on; "" once the run went on since."""
-        process, events = self._processes.get(run_dir), run_dir / "events.jsonl"
-        if process is None or process.poll() in AS_MEANT:
+        process = self._processes.get(run_dir)
+        if process is None or process.poll() in AS_MEANT or _trace_bytes(run_dir) > self._began[run_dir]:
             return ""
-        log = log_file(run_dir)
-        if events.exists() and events.stat().st_mtime > log.stat().st_mtime:
-            return ""
-        return log.read_text(encoding="utf-8", errors="replace")[-MOST_SAID:].strip()
+        return log_file(run_dir).read_text(encoding="utf-8", errors="replace")[-MOST_SAID:].strip()
+
+
+def _trace_bytes(run_dir: Path) -> int:
+    path = run_dir / "events.jsonl"
+    return path.stat().st_size if path.exists() else 0
 
 
 def log_file(run_dir: Path) -> Path:
