@@ -169,6 +169,6 @@ def test_a_wrong_answer_of_a_pair_reaches_the_model(run_dir: Path) -> None:
 
 
 def test_a_sample_without_a_log_probability_is_the_least_likely() -> None:
-    samples = [{"sample": 0, "logprob": None}, {"sample": 1, "logprob": -9.0}]
+    samples: list[dict[str, Any]] = [{"sample": 0, "logprob": None}, {"sample": 1, "logprob": -9.0}]
     assert max(samples, key=likelihood)["sample"] == 1
     assert max(samples[:1] * 2, key=likelihood)["sample"] == 0
