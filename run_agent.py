@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from agent import commands, doctor, inspection_server, report, run_commands, stopping, tool_commands, trace_commands, ui
+from agent.config import unknown
 from tools.jobs.client import JobFailedError
 
 DESCRIPTION = "A language-model agent that improves the model it runs on, and measures whether it did."
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message in our words."""
         if choice := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message):
-            message = commands.unknown("command", choice[1], re.findall(r"[\w-]+", choice[2]))
+            message = unknown("command", choice[1], re.findall(r"[\w-]+", choice[2]))
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
 
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         args, extra = build_parser().parse_known_args((sys.argv[1:] if argv is None else argv) or ["--help"])
         if extra:
             options = list(args.parser._option_string_actions) if extra[0].startswith("-") else []
-            raise ValueError(commands.unknown("option" if options else "argument", extra[0].split("=")[0], options))
+            raise ValueError(unknown("option" if options else "argument", extra[0].split("=")[0], options))
         outcome = args.command(args)
         for line in [json.dumps(outcome.data)] if args.json and outcome.data is not None else outcome.lines:
             print(commands.printable(line), flush=True)

@@ -5,7 +5,6 @@ import the loop when they are called, and the weights stay in the worker's proce
 """
 
 import dataclasses
-import difflib
 import shutil
 import sys
 import textwrap
@@ -16,8 +15,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from agent import views
-from agent.config import GIVEN_AGAIN, RunConfig, load_config
+from agent import follow, views
+from agent.config import GIVEN_AGAIN, RunConfig, load_config, unknown
 from agent.methods_table import methods_table
 from agent.state import StopReason
 from memory.records import read_json
@@ -44,13 +43,6 @@ class Outcome(NamedTuple):
 def printable(text: str) -> str:
     """Return text without control characters: what a model or a foreign run folder says must not steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def unknown(kind: str, word: str, known: list[str]) -> str:
-    """Return what to say about an unknown command, option or tool: the nearest one, then all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {word!r}" + (f"; {hint}choose from {', '.join(known)}" if known else "")
 
 
 def config_options(names: Container[str] | None = None) -> Iterator[tuple[str, Json]]:
@@ -218,8 +210,6 @@ def status(args: Namespace) -> Outcome:
 
 def follow_artifact(args: Namespace) -> Outcome:
     """Return where an artifact came from and what it led to."""
-    from agent import follow  # it imports what tells a trace, which imports this module
-
     node = follow.follow(run_of(args), args.id)
     return Outcome([follow.follow_text(node)], node)
 

@@ -128,6 +128,13 @@ def check_planner_name(name: str) -> None:
     raise ValueError(f"--planner {name!r} is unknown; {hint}choose from {', '.join(PLANNERS)}")
 
 
+def unknown(kind: str, word: str, known: list[str]) -> str:
+    """Return what to say about an unknown command, option or tool: the nearest one, then all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {word!r}" + (f"; {hint}choose from {', '.join(known)}" if known else "")
+
+
 def from_mapping(values: dict[str, Any]) -> RunConfig:
     """Build a config from plain values; unknown keys and wrong types raise ValueError with the nearest name."""
     hints = get_type_hints(RunConfig)

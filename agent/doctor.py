@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from agent import commands, views
 from agent.commands import REPOSITORY, Outcome
-from agent.mending import check_state, check_weights
 from memory.store import MANIFESTS, RunStore
 from tools.engines.models import DEFAULT_MODEL, EMBEDDER, PACKAGED_MODELS
 
@@ -115,6 +114,8 @@ def _check_run(run_dir: Path) -> Iterator[Check]:
 
 def _check_contents(run_dir: Path) -> Iterator[Check]:
     """Compare rows and weights with the hashes that were taken when they were written."""
+    from agent.mending import check_state, check_weights  # with it comes the console
+
     store = RunStore(run_dir)
     looks: list[Callable[[], object]] = [partial(check_state, run_dir), partial(check_weights, store)]
     for kind in MANIFESTS:

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.follow_nodes import Node, Thread, node, one_line, root
 from agent.trace import Event, read_events
+from agent.trace_search import leaves
 from agent.trace_view import call_text, cost_text, result_text
 from memory.records import read_json
 from tools.optimize.rehearsal import DATASET
@@ -83,7 +84,7 @@ class Work:
         measured = self.thread.evals.get(artifact_id)
         for call in self.calls:
             record = self._call_record(call)
-            found = list(_strings(record.get("result")))
+            found = [value for _, value in leaves(record.get("result"))]
             of_eval = measured is not None and record.get("tool") == "evaluate_model" and measured["model"] in found
             if artifact_id in found or of_eval:
                 return [self.call_node(call)]
@@ -115,7 +116,8 @@ class Work:
 
     def _named(self, value: Any) -> list[Node]:
         known = self.thread.kinds()
-        return [self.thread.brief(name) for name in dict.fromkeys(_strings(value)) if name in known]
+        named = dict.fromkeys(name for _, name in leaves(value) if isinstance(name, str) and name in known)
+        return [self.thread.brief(name) for name in named]
 
     def _step_at(self, job: str) -> int | None:
         """Return the step in which a job's newest file was written, None after the run's end (as in a plain copy)."""
@@ -174,11 +176,3 @@ def _times(attempts: int) -> str:
 
 def _short(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, (list, dict)) else one_line(str(value), 40)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)

@@ -19,8 +19,7 @@ from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
 from agent.changes import settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
-from agent.commands import unknown
-from agent.config import FORMAT_VERSION, RunConfig, from_mapping
+from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
 from agent.console import Console
 from agent.folders import new_folder, training_task
 from agent.graph import build_graph, run_graph
@@ -85,8 +84,9 @@ def start(config: RunConfig, console: Console) -> Json:
         for tool in tools:
             if tool["left_out"]:
                 console.say(f"left out: {tool['name']}: {tool['left_out']}")
+        known = [tool["name"] for tool in tools]
         for name in config.approve_tools:
-            if name not in (known := [tool["name"] for tool in tools]):
+            if name not in known:
                 raise ValueError(unknown("tool", name, known))
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
     load_prices(config)

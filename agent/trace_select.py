@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agent.commands import unknown
+from agent.config import unknown
 from agent.trace import Event, read_events
 
 KINDS = (
