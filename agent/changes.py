@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tools.tasks import load_task
 
 MOST_NAMES = 8
 """Files of the program that one line names."""
+_BEFORE_PATH = r"(?<![^:=])"
+"""A path begins a setting, or stands behind its kind: jsonl:/..., scorer=python:/..."""
 _CODE = ("run_agent.py", "agent/**/*.py", "tools/**/*.py", "memory/**/*.py", "prompts/*")
 
 
@@ -42,18 +45,47 @@ def take_surroundings(config: RunConfig) -> Json:
     }
 
 
+def relocated(record: Any, places: Mapping[str, str]) -> Any:
+    """Return a run's record in which each path OLD, and all below it, is at NEW: of a run that came from elsewhere."""
+    if isinstance(record, dict):
+        return {relocated(name, places): relocated(value, places) for name, value in record.items()}
+    if isinstance(record, list):
+        return [relocated(value, places) for value in record]
+    if isinstance(record, str):
+        for old, new in places.items():
+            found = re.split(f"{_BEFORE_PATH}{re.escape(old)}(?![^/?&#])", record)
+            record = new.join(found)
+    return record
+
+
+def check_places(name: str, config: RunConfig) -> None:
+    """Raise ValueError, with the cure, for a file or folder that a run needs and that is not on this machine."""
+    settings = [config.model, config.planner, config.task, config.prices or "", *config.tools]
+    needed = [match for text in settings for match in re.findall(f"{_BEFORE_PATH}(/(?!/)[^?&#]*)", text)]
+    # The models' folder itself may be made again, where the program still is.
+    for path in (*map(Path, needed), Path(config.models_dir).parent):
+        if not path.exists():
+            raise ValueError(
+                f"{path}, which run {name} needs, is not there; put it back, or say where it is now (say, on another "
+                f"machine): `resume {name} --moved {path}=PATH`, once for each file or folder (with all in it)"
+            )
+
+
 def settle_changes(
-    run_dir: Path, record: Json, config: RunConfig, fingerprint: str, accepted: bool, console: Console
-) -> None:
+    run_dir: Path, record: Json, config: RunConfig, fingerprint: str, accepted: bool, console: Console,
+    places: Mapping[str, str],
+) -> None:  # fmt: skip
     """Write run.json with the settings to go on with, and what changed as an event; the run's lock is held.
 
-    fingerprint: of the run's jobs, which keep it, so that finished ones stay finished. Raises ValueError for a change
-    with which no run may go on, and for others unless they were accepted.
+    fingerprint: of the run's jobs, which keep it, so that finished ones stay finished. places: where files went, OLD ->
+    NEW, as the record has it already. Raises ValueError for a change with which no run may go on, and for others unless
+    they were accepted.
     """
     _refuse(run_dir, record)
     began, now, settings = record.get("surroundings"), take_surroundings(config), config.to_json()
     before = RunConfig().to_json() | record["config"]
-    lines = [f"{name}: {before[name]} -> {settings[name]}" for name in GIVEN_AGAIN if before[name] != settings[name]]
+    lines = [f"moved: {old} -> {new}" for old, new in places.items()]
+    lines += [f"{name}: {before[name]} -> {settings[name]}" for name in GIVEN_AGAIN if before[name] != settings[name]]
     lines += [] if began is None else _difference(began, now)  # None: begun by an earlier version
     if lines:
         told = "\n".join(f"  {line}" for line in lines)

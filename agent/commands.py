@@ -111,7 +111,11 @@ def resume(args: Namespace) -> Outcome:
     given = {name: vars(args)[name] for name in GIVEN_AGAIN if name in args}
     given |= {} if args.approve is None else {"approve": args.approve}
     given |= {"approve_tools": []} if args.approve is False else {}
-    return ended(resume_run(run_dir, Console(), None, given, args.accept_changes))
+    places = dict(pair.split("=", 1) for pair in args.moved if "=" in pair)
+    if len(places) < len(args.moved):
+        raise ValueError("--moved takes OLD=NEW, two absolute paths, the old one once")
+    places = {old.rstrip("/"): str(Path(new).expanduser().resolve()) for old, new in places.items()}
+    return ended(resume_run(run_dir, Console(), None, given, args.accept_changes, places))
 
 
 def ended(report: Json) -> Outcome:
@@ -188,8 +192,9 @@ def in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ..
             value, _ = client.run(function, work)
         except ToolError as problem:
             raise ValueError(str(problem)) from problem
-        # A result that stayed would be counted into the run's budget, and would stand for a folder deleted since.
-        shutil.rmtree(folder)
+        finally:
+            # What stayed would be counted into the run's budget, and would stand for a folder deleted since.
+            shutil.rmtree(folder)
         return value
 
 

@@ -12,7 +12,7 @@ PLANNERS = ("self", "rules", "random", "scripted:FILE", "chat:PROVIDER:MODEL")
 LISTS = ("tools", "data", "approve_tools")
 """Settings that may be given several times."""
 GIVEN_AGAIN = (
-    "planner", "goal", "max_steps", "tools", "tool_minutes", "heartbeat_minutes", "prices",
+    "planner", "goal", "max_steps", "tools", "tool_minutes", "heartbeat_minutes", "keep_rejected", "prices",
     "budget_minutes", "budget_tokens", "budget_cpu_minutes", "budget_gpu_minutes", "budget_usd", "budget_gib",
 )  # fmt: skip
 """Settings that `resume` takes too: no score depends on them."""
@@ -65,6 +65,10 @@ class RunConfig:
     heartbeat_minutes: float = _option(
         15.0, "minutes after which a job that neither computes nor tells progress is ended and tried again"
     )
+    keep_rejected: int = _option(
+        1,
+        "rejected models whose weights stay on disk, the newest, beside the champion with its parents",
+    )
     data: tuple[str, ...] = _option(
         (),
         "answers of yours to train on beside the model's own: a .jsonl or .parquet file or a Hugging Face id, with "
@@ -88,6 +92,8 @@ class RunConfig:
         for name in ("tool_minutes", "heartbeat_minutes", *(name for name in GIVEN_AGAIN if name.startswith("budget"))):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.keep_rejected < 0:
+            raise ValueError(f"--keep-rejected must not be negative, but is {self.keep_rejected}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16")
         urls = self.engine.removeprefix("openai:").partition("#")[0].split(",")

@@ -1,7 +1,7 @@
 """Disk space of a run's folder: what it takes, what an action may add, and what is removed after a verdict.
 
-Removed are the weights of candidates that can matter no more and the trainer's checkpoints. A model that was removed
-keeps its manifest and its place in the lineage; <run>/models/<id>/removed.json says what went.
+Removed are the weights of rejected candidates, the newest --keep-rejected left out, and the trainer's checkpoints. A
+model that was removed keeps its manifest and its place in the lineage; <run>/models/<id>/removed.json says what went.
 """
 
 import os
@@ -52,14 +52,16 @@ def weights_bytes(store: RunStore, model: Json) -> int:
     return sum(path.stat().st_size for path in _weights(store.folder("models", model["id"])))
 
 
-def removable(store: RunStore) -> list[Json]:
+def removable(store: RunStore, keep_rejected: int) -> list[Json]:
     """Return the rejected models whose weights can matter no more, and are there.
 
-    Kept are the lineage of the champion, and the model that training may go on from with its lineage.
+    Kept are the champion, the model that training may go on from and the newest keep_rejected rejected ones, each with
+    its lineage.
     """
-    kept = {model["id"] for name in (store.champion(), latest_model(store)) for model in store.lineage(name)}
-    rejected = {verdict["model"] for verdict in store.verdicts() if not verdict["accepted"]}
-    models = [model for model in store.all("models") if model["id"] in rejected - kept]
+    rejected = list(dict.fromkeys(row["model"] for row in reversed(store.verdicts()) if not row["accepted"]))
+    heads = [store.champion(), latest_model(store), *rejected[:keep_rejected]]
+    kept = {model["id"] for name in heads for model in store.lineage(name)}
+    models = [model for model in store.all("models") if model["id"] in set(rejected) - kept]
     return [model for model in models if _weights(store.folder("models", model["id"]))]
 
 
@@ -68,9 +70,9 @@ def checkpoints(store: RunStore) -> list[Path]:
     return [path for path in (store.run_dir / "jobs").glob("*/checkpoints") if path.is_dir()]
 
 
-def freeable(store: RunStore) -> Json | None:
+def freeable(store: RunStore, keep_rejected: int) -> Json | None:
     """Return {"models": id -> bytes, "checkpoints": number, "bytes"} of what `free` would remove, None for nothing."""
-    models = {model["id"]: weights_bytes(store, model) for model in removable(store)}
+    models = {model["id"]: weights_bytes(store, model) for model in removable(store, keep_rejected)}
     folders = checkpoints(store)
     total = sum(models.values()) + sum(map(folder_bytes, folders))
     return {"models": models, "checkpoints": len(folders), "bytes": total} if models or folders else None
@@ -83,9 +85,9 @@ def freed_text(freed: Json) -> str:
     return f"freed {freed['bytes'] / 2**20:.1f} MiB: weights of {gone}{folders}"
 
 
-def free(store: RunStore) -> None:
+def free(store: RunStore, keep_rejected: int) -> None:
     """Remove it, each model's mark before its weights: a kill in between is made good after the next verdict."""
-    for model in removable(store):
+    for model in removable(store, keep_rejected):
         folder = store.folder("models", model["id"])
         write_json(folder / REMOVED, {"bytes": weights_bytes(store, model)})
         for path in _weights(folder):

@@ -147,6 +147,9 @@ def _share_what_was_there(parent: Path, run_dir: Path, step: int, moment: float)
     for folder in (parent / "jobs").glob("*"):
         if was_there(folder / "result.json"):
             link(folder, run_dir / "jobs" / folder.name)
+        elif was_there(folder / "status.json"):  # refused: what it cost was spent
+            for name in ("spec.json", "status.json"):
+                link(folder / name, run_dir / "jobs" / folder.name / name)
     _share_referee(parent / "referee", run_dir, was_there)
 
 

@@ -59,7 +59,9 @@ def take_hashes(run_dir: Path, task: Task, model_dir: Path, system_prompt: str) 
     examples = [(item.question, item.answer) for item in task.seed_examples()]
     scorer = task.scorer.get("file")
     return {
-        "task": content_id([task.spec, task.scorer, task.max_new_tokens, [_hash(path) for path in source_files(task)]]),
+        "task": content_id(
+            [*_without_folders(task), task.max_new_tokens, [_hash(path) for path in source_files(task)]]
+        ),
         **{f"{split} items": _hash(run_dir / "referee" / f"{split}.jsonl") for split in SPLITS},
         "training rows": _hash(run_dir / "task" / "train.jsonl"),
         "scorer code": content_id([_code(_SCORER_CODE), None if scorer is None else _hash(Path(scorer))]),
@@ -148,6 +150,15 @@ def chat_template(folder: Path) -> str | None:
         template = read_json(folder / "tokenizer_config.json").get("chat_template")
         return template if template is None or isinstance(template, str) else json.dumps(template)
     return None
+
+
+def _without_folders(task: Task) -> tuple[str, Json]:
+    """Return the task's spec and scorer with files by their names: what is in them counts, not where they lie."""
+    text = json.dumps([task.spec, task.scorer])
+    for path in (*source_files(task), *(Path(task.scorer[key]) for key in ("file", "gold") if task.scorer.get(key))):
+        text = text.replace(f"{json.dumps(str(path.parent))[1:-1]}/", "")
+    spec, scorer = json.loads(text)
+    return spec, scorer
 
 
 def _difference(began: object, now: object) -> str:

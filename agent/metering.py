@@ -13,7 +13,7 @@ from agent.trace import Trace
 from memory.records import read_json, write_json
 from tools.contract import Json
 from tools.jobs.client import WorkerClient
-from tools.jobs.job import Usage
+from tools.jobs.job import NO_USAGE, Usage
 
 FIND_OVERLAPS = "tools.select.contamination:find_overlaps"
 WORK = {
@@ -80,8 +80,8 @@ class MeteredJobs:
         """The tool call that is running: its jobs' inputs are kept beside it."""
         self._time: tuple[Mapping[str, float], tuple[str, float] | None] = earlier_s or {}, None
         """Seconds by kind of what has ended; kind and begin of the job that runs now. In one: a thread reads it."""
-        self._counted: set[str] = set()
-        for path in sorted((client.run_dir / "jobs").glob("*/result.json")):
+        self._counted: dict[str, Usage] = {}
+        for path in sorted((client.run_dir / "jobs").glob("*/spec.json")):
             self._count(path.parent)
 
     def run(self, function: str, args: Json, inputs: Json | None = None) -> tuple[Any, Usage]:
@@ -92,7 +92,7 @@ class MeteredJobs:
             value, usage = self.client.run(function, args, inputs)
         finally:
             self._time = self.time_s(), None
-        self._count(self.client.folder(function, args, inputs))
+            self._count(self.client.folder(function, args, inputs))
         return value, usage
 
     def time_s(self) -> dict[str, float]:
@@ -115,13 +115,23 @@ class MeteredJobs:
         return pinned["args"], pinned["inputs"]
 
     def _count(self, folder: Path) -> None:
-        if folder.name not in self._counted:
-            self._counted.add(folder.name)
+        """Count what a job cost beyond what was counted of it; one that was refused or killed cost something, too."""
+        if not (folder / "spec.json").exists():
+            return
+        # status.json is gone where it was damaged, result.json is not there before the end
+        result, status = (_read(folder / name) for name in ("result.json", "status.json"))
+        usage = Usage(**(result.get("usage") or status.get("spent") or NO_USAGE._asdict()))
+        before = self._counted.get(folder.name, NO_USAGE)
+        if usage != before:
+            self._counted[folder.name] = usage
             kind = WORK.get(read_json(folder / "spec.json")["function"])
             # What a killed attempt had done already took no time of this one: that is no measure of speed.
-            status = folder / "status.json"  # gone where it was damaged
-            measures = kind in PRODUCTIVE and status.exists() and read_json(status).get("attempts") == 1
-            self.budget.add(Usage(**read_json(folder / "result.json")["usage"]), kind if measures else None)
+            measures = kind in PRODUCTIVE and result and before == NO_USAGE and status.get("attempts") == 1
+            self.budget.add(usage.minus(before), kind if measures else None)
+
+
+def _read(path: Path) -> Json:
+    return read_json(path) if path.exists() else {}
 
 
 def peak_rss_gib(pids: list[int | None]) -> float:

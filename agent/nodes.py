@@ -233,11 +233,11 @@ def _trace_verdict(services: Services, step: int, result: Json) -> None:
 
 def _free_disk(services: Services, step: int, result: Json) -> None:
     """After a verdict, remove what can matter no more; told first, so that a kill leaves no removal untold."""
-    freed = freeable(services.store) if "accepted" in result else None
+    freed = freeable(services.store, services.config.keep_rejected) if "accepted" in result else None
     if freed is not None:
         services.trace.emit("freed", step=step, **freed)
         services.console.say(f"  {freed_text(freed)}")
-        free(services.store)
+        free(services.store, services.config.keep_rejected)
 
 
 def _judged(result: Json) -> str:

@@ -51,6 +51,7 @@ class ReplayJobs(WorkerClient):
         known = source / "jobs" / spec.key
         status = read_json(known / "status.json") if (known / "status.json").exists() else {}
         if status.get("state") == "tool_error":
+            link(known / "status.json", folder / "status.json")
             raise ToolError(status["error"])
         if not (known / "result.json").exists():
             raise JobFailedError(

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
-from agent.changes import settle_changes, take_surroundings
+from agent.changes import check_places, relocated, settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
 from agent.console import Console
@@ -159,12 +159,13 @@ def from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
 
 
 def resume(
-    run_dir: Path, console: Console, answer: Json | None = None, given: Json | None = None, accepted: bool = False
-) -> Json:
+    run_dir: Path, console: Console, answer: Json | None = None, given: Json | None = None, accepted: bool = False,
+    places: Mapping[str, str] | None = None,
+) -> Json:  # fmt: skip
     """Go on with a run that was stopped or killed; returns the report (the old one when it had ended).
 
-    answer: a person's, to the question that the run waits with. given: settings to go on with; with all else that
-    changed they must be accepted, see agent/changes.py.
+    answer: a person's, to the question that the run waits with. given: settings to go on with, places: OLD -> NEW path
+    of what it needs and lies elsewhere now; with all else that changed they must be accepted, see agent/changes.py.
     """
     began = time.monotonic()
     record = open_run(run_dir)
@@ -175,19 +176,22 @@ def resume(
         if not StopReason(report["stop_reason"]).resumable:
             console.say(f"run {run_dir.name} has ended: {report['stop_sentence']}")
             return report
+    places, key = places or {}, job_fingerprint(record)
+    record = relocated(record, places)
     config = from_mapping(record["config"] | (given or {}))
+    check_places(run_dir.name, config)
     if fingerprint(resolve_model(config.model, Path(config.models_dir))) != record["identity"]["model"]:
         raise ValueError(f"the base model {config.model!r} is not the one this run began with; put that one back")
     if given:  # what was brought as data was read when the run began, from files that need not be there any more
         config = dataclasses.replace(from_anywhere(dataclasses.replace(config, data=()), config.task), data=config.data)
     with locked(run_dir):
-        settle_changes(run_dir, record, config, job_fingerprint(record), accepted, console)
+        settle_changes(run_dir, record, config, key, accepted, console, places)
     return _work(run_dir, config, console, began, answer)
 
 
 def job_fingerprint(record: Json) -> str:
     """Return what is part of every job's key: configuration and identity of the run, or of the one it came from."""
-    left_out = ("budget", "prices", "heartbeat", "runs", "models", "approve", "report_to")
+    left_out = ("budget", "prices", "heartbeat", "keep", "runs", "models", "approve", "report_to")
     shape = {key: value for key, value in record["config"].items() if not key.startswith(left_out)}
     return record.get("fingerprint") or content_id([shape, record["identity"]])
 

@@ -21,6 +21,8 @@ def add_commands(add: Callable[..., Any]) -> None:
     on.add_argument("--approve", action=BooleanOptionalAction, help="ask a person before each action from now on")
     accept = "go on although settings, files, code or libraries changed (shown without it; no score may depend on them)"
     on.add_argument("--accept-changes", action="store_true", help=accept)
+    moved = "a file or folder that the run needs (model, task, tools) lies elsewhere now, on another machine, say"
+    on.add_argument("--moved", action="append", default=[], metavar="OLD=NEW", help=f"{moved} (several times)")
     for flag, keywords in commands.config_options(GIVEN_AGAIN):
         on.add_argument(flag, **keywords)
     answer = add("approve", approve, "say yes to the action that a run waits with, and go on", "needed")

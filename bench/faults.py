@@ -15,6 +15,7 @@ import argparse
 import os
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,21 @@ def worker_killed(stage: Stage) -> Row:
     return run.row("worker killed", stage.reference, needs="is done again: the worker ended (-9)")
 
 
+def stopped_orphan(stage: Stage) -> Row:
+    """SIGSTOP to the worker while it samples, then SIGKILL to the agent: such a worker does not end by itself."""
+    run = stage.run()
+
+    def stop() -> bool:
+        worker = run.parts().get("tools.jobs.worker") if run.started(ROUND_TWO) else None
+        if worker is not None:
+            worker.suspend()
+            run.process.kill()
+        return worker is not None
+
+    run.go(meanwhile=stop)
+    return run.row("agent killed, its worker stopped", stage.reference)
+
+
 def out_of_memory(where: str) -> Case:
     """More is asked for than the memory holds."""
 
@@ -113,6 +129,31 @@ def full_disk(stage: Stage) -> Row:
     run = stage.run()
     run.go(file_bytes=200_000)
     return run.row("disk is full", stage.reference, needs="File too large")
+
+
+def full_file_system(stage: Stage) -> Row:
+    """The run's file system has 400 kB left, and then more (a tmpfs, so for root alone)."""
+    run = stage.run()
+    aside = run.runs_dir.with_name(f"{run.runs_dir.name}-aside")
+    run.runs_dir.rename(aside)
+    run.runs_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", run.runs_dir], check=True)
+    try:
+        shutil.copytree(aside, run.runs_dir, dirs_exist_ok=True)
+        shutil.rmtree(aside)
+        run.finished.clear()  # known by inode
+        run.remember_finished()
+        size = shutil.disk_usage(run.runs_dir).used + 400_000
+        subprocess.run(["mount", "-o", f"remount,size={size}", run.runs_dir], check=True)
+        run.go()
+        subprocess.run(["mount", "-o", "remount,size=1g", run.runs_dir], check=True)
+        run.to_the_end()
+        shutil.copytree(run.runs_dir, aside)
+    finally:
+        subprocess.run(["umount", run.runs_dir], check=True)
+    run.runs_dir.rmdir()
+    aside.rename(run.runs_dir)
+    return run.row("file system is full", stage.reference, needs="No space left")
 
 
 def locked_database(stage: Stage) -> Row:
@@ -282,11 +323,13 @@ def _victim(run_dir: Path, pattern: str) -> Path:
 
 CASES: dict[str, Case] = {
     "worker": worker_killed,
+    "orphan": stopped_orphan,
     "memory-training": out_of_memory("training"),
     "memory-generation": out_of_memory("generation"),
     "nan": nan_loss,
     "hung": hung_job,
     "disk": full_disk,
+    **({"disk-tmpfs": full_file_system} if os.geteuid() == 0 else {}),
     "sqlite": locked_database,
     "clock": clock_jump,
     "chroma-deleted": vector_memory("deleted"),

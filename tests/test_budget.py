@@ -203,10 +203,10 @@ def test_after_a_verdict_only_weights_that_can_matter_are_left(tmp_path: Path) -
     (folder / "optimizer.pt").write_bytes(b"o" * 500)
     manifest = store.folder("models", "m3") / "model.json"
     before = manifest.stat().st_mtime_ns
-    found = freeable(store)
+    found = freeable(store, 0)
     assert found == {"models": {"m3": 2000}, "checkpoints": 1, "bytes": 2000 + folder_bytes(folder.parent)}
-    free(store)
-    assert freeable(store) is None, "twice frees nothing more"
+    free(store, 0)
+    assert freeable(store, 0) is None, "twice frees nothing more"
     assert [path.parent.name for path in sorted(store.run_dir.glob("models/*/*.safetensors"))] == ["m1", "m2"]
     assert manifest.stat().st_mtime_ns == before, "the manifest is as it was written"
     removed = store.get("models", "m3")
@@ -220,14 +220,26 @@ def test_the_newest_rejected_model_that_was_better_stays(tmp_path: Path) -> None
     store = store_of(tmp_path)
     better = {"model": "m3", "split": "search", "shots": 0, "score": 0.6, "ci95": [0.1, 0.6], "n": 20}
     store.put("evals", "s9", better)
-    assert freeable(store) is None
+    assert freeable(store, 0) is None
+
+
+def test_the_newest_rejected_models_stay_as_many_as_asked_for(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    store.folder("models", "m4").mkdir(parents=True)
+    store.put("models", "m4", (store.get("models", "m3") or {}) | {"id": "m4"})
+    (store.folder("models", "m4") / "adapter_model.safetensors").write_bytes(b"w" * 3000)
+    judged = {"model": "m4", "split": "gate", "shots": 0, "accepted": False, "champion": "m2", "n": 20}
+    store.put("evals", "s4", judged | {"split": "search", "score": 0.3, "ci95": [0.1, 0.6]})
+    store.put("evals", "g4", judged | {"refused_by": []})
+    gone = [set((freeable(store, keep) or {"models": {}})["models"]) for keep in (0, 1, 2)]
+    assert gone == [{"m3", "m4"}, {"m3"}, set()]
 
 
 def test_a_kill_between_mark_and_removal_is_made_good(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     write_json(store.folder("models", "m3") / REMOVED, {"bytes": 2000})
-    assert freeable(store) == {"models": {"m3": 2000}, "checkpoints": 0, "bytes": 2000}
-    free(store)
+    assert freeable(store, 0) == {"models": {"m3": 2000}, "checkpoints": 0, "bytes": 2000}
+    free(store, 0)
     assert not any(store.folder("models", "m3").glob("*.safetensors"))
 
 

@@ -43,7 +43,7 @@ def settle(run_dir: Path, accepted: bool = False, **given: object) -> str:
     console = Console()
     console.rich = RichConsole(file=said, width=500)
     config = from_mapping(record["config"] | given)
-    settle_changes(run_dir, record, config, job_fingerprint(record), accepted, console)
+    settle_changes(run_dir, record, config, job_fingerprint(record), accepted, console, {})
     return said.getvalue()
 
 

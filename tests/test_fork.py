@@ -6,6 +6,7 @@ rejections), one lesson, the final split opened.
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from agent.run import job_fingerprint
 from agent.sealing import verdicts_before
 from agent.statistics import alpha_for
 from agent.trace import read_events
+from bench.driven import outcome
 from memory.records import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import RunStore
 from run_agent import main
-from tests.test_run import finish, program, write_task
+from tests.test_run import finish, program, wait_for, write_task
 
 Json = dict[str, Any]
 ROWS_TOOL = '''"""Training rows that need no model."""
@@ -71,15 +73,19 @@ APPENDED = {"events.jsonl", "worker.log", "tools.log", "state.sqlite", "run.lock
 def parent(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A finished run. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("family")
+    code, report, said = finish(begin(folder, tiny_model))
+    assert (code, report["stop_reason"], report["rejected"]) == (0, "steps", 2), said
+    return Path(views.run_folders(folder / "runs")[0])
+
+
+def begin(folder: Path, model: Path) -> "subprocess.Popen[str]":
     (folder / "rows.py").write_text(ROWS_TOOL)
     write_jsonl(folder / "script.jsonl", SCRIPT)
     task = write_task(folder / "copy.jsonl", lambda text: f"Say this word again: {text}")
     sizes = ["--search-items", "20", "--gate-items", "20", "--final-items", "20", "--budget-tokens", "3000000"]
-    where = ["--runs-dir", str(folder / "runs"), "--model", str(tiny_model), "--dtype", "float32", "--max-steps", "7"]
+    where = ["--runs-dir", str(folder / "runs"), "--model", str(model), "--dtype", "float32", "--max-steps", "7"]
     planner = ["--planner", f"scripted:{folder / 'script.jsonl'}", "--tools", str(folder / "rows.py")]
-    code, report, said = finish(program("start", "--task", task, *planner, *sizes, *where, "--json"))
-    assert (code, report["stop_reason"], report["rejected"]) == (0, "steps", 2), said
-    return Path(views.run_folders(folder / "runs")[0])
+    return program("start", "--task", task, *planner, *sizes, *where, "--json")
 
 
 @pytest.fixture
@@ -104,6 +110,35 @@ def fork_error(capsys: pytest.CaptureFixture[str], run_dir: Path, *argv: str) ->
 
 def decided(run_dir: Path) -> dict[int, Json]:
     return {event["step"]: event for event in read_events(run_dir) if event["kind"] == "decided"}
+
+
+# --- the same run, elsewhere
+
+
+def test_a_run_that_was_killed_and_moved_with_all_its_files_ends_as_if_it_had_not_been(
+    parent: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    shutil.copytree(tiny_model, there / "model")
+    process = begin(there, there / "model")
+    wait_for(lambda: len(list(there.glob("runs/*/calls/0003*.json"))) > 0, process)
+    process.kill()
+    process.communicate()
+    finished = {path.relative_to(there): path.stat().st_mtime_ns for path in there.glob("runs/*/jobs/*/result.json")}
+    there.rename(here)
+    runs = ["--runs-dir", str(here / "runs"), "--json"]
+    code, _, said = finish(program("resume", *runs))
+    assert code == 2 and f"--moved {there}" in said, said
+    code, _, said = finish(program("resume", "--moved", f"{there}={here}", *runs))
+    assert code == 2 and f"moved: {there} -> {here}" in said and "--accept-changes" in said, said
+    code, _, said = finish(program("resume", "--moved", f"{there}={here}", "--accept-changes", *runs))
+    assert code == 0, said
+    (run_dir,) = views.run_folders(here / "runs")
+    assert finished and {path: (here / path).stat().st_mtime_ns for path in finished} == finished
+    told: Json = {"lessons": []}  # these name the task's file
+    assert outcome(run_dir) | told == outcome(parent) | told
+    assert str(there) not in (run_dir / "run.json").read_text()
 
 
 # --- what a fork shares

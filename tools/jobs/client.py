@@ -5,6 +5,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -15,14 +16,17 @@ from typing import Any
 
 from memory.records import read_json, write_json
 from tools.contract import ToolError
-from tools.jobs.job import JobSpec, Json, Usage
-from tools.jobs.machine import tree_cpu_s
+from tools.jobs.job import MOST_DIVISION, JobSpec, Json, Usage
+from tools.jobs.machine import num_memory_kills, started_ticks, tree_cpu_s
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_FOLDERS = ("jobs", "data", "models", "policies", "evals", "lessons", "memory", "tmp")
 """Made before the worker starts: it can be let into what exists only."""
 MAX_WORKER_DEATHS = 2
-"""How often one job may take the worker down before the run stops (resumable)."""
+"""How often one job may take the worker down before the run stops (resumable); with too little memory it is smaller
+batches that are tried."""
+ORPHAN_S = 5.0
+"""A worker whose agent was killed ends by itself; after so many seconds it is ended."""
 
 LEAST_CPU_SHARE = 0.02
 """Of one core: a process that computes less does nothing but wait."""
@@ -130,33 +134,43 @@ class WorkerClient:
         self._process = None
 
     def _execute(self, spec: JobSpec, folder: Path) -> None:
-        for attempt in range(MAX_WORKER_DEATHS):
-            process = self._start()
+        deaths, divisor = 0, 1
+        while deaths < MAX_WORKER_DEATHS:
+            process, memory_kills = self._start(), num_memory_kills()
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(spec.key + "\n")
+                process.stdin.write(f"{spec.key} {divisor}\n")
                 process.stdin.flush()
             answer = self._wait(process, spec, folder)
-            if answer is None:
-                hung = process.returncode is None
-                why = "no sign of life" if hung else f"the worker ended ({process.returncode})"
-                if hung:
-                    process.kill()
-                    process.wait()
-                if attempt + 1 < MAX_WORKER_DEATHS:
-                    self.on_retry(spec.function, why)
-                continue
-            if answer.get("why"):
-                self.on_retry(spec.function, answer["why"])
-            if answer["state"] == "tool_error":
-                raise ToolError(answer["error"])
-            if answer["state"] == "failed":
-                raise JobFailedError(f"{spec.function} failed: {answer['error']} (details: {folder / 'status.json'})")
-            return
+            if answer is not None:
+                self._settle(answer, spec, folder)
+                return
+            if process.returncode is None:
+                why = "no sign of life"
+                process.kill()
+                process.wait()
+            else:
+                why = f"the worker ended ({process.returncode})"
+            killed = process.returncode == -signal.SIGKILL and num_memory_kills() > memory_kills
+            if killed and divisor < MOST_DIVISION:
+                divisor *= 2
+                why = f"out of memory, the system ended the worker; done with batches of 1/{divisor} of the size"
+            else:
+                deaths += 1
+            if deaths < MAX_WORKER_DEATHS:
+                self.on_retry(spec.function, why)
         raise JobFailedError(
             f"the worker died {MAX_WORKER_DEATHS} times in {spec.function} (out of memory? hung?); its output is in "
             f"{self.run_dir / 'worker.log'}; choose a smaller model or batch, then resume the run"
         )
+
+    def _settle(self, answer: Json, spec: JobSpec, folder: Path) -> None:
+        if answer.get("why"):
+            self.on_retry(spec.function, answer["why"])
+        if answer["state"] == "tool_error":
+            raise ToolError(answer["error"])
+        if answer["state"] == "failed":
+            raise JobFailedError(f"{spec.function} failed: {answer['error']} (details: {folder / 'status.json'})")
 
     def _wait(self, process: "subprocess.Popen[str]", spec: JobSpec, folder: Path) -> Json | None:
         """Wait for the answer; None when the worker died or hangs (it then still runs). Tells progress meanwhile."""
@@ -199,6 +213,7 @@ class WorkerClient:
         }
         for name in WORKER_FOLDERS:
             (self.run_dir / name).mkdir(exist_ok=True)
+        _end_orphan(self.run_dir / "worker.lock")
         command = [sys.executable, "-m", "tools.jobs.worker", str(self.run_dir), *map(str, self.writable)]
         # A session of its own: Ctrl-C in the terminal reaches the agent, which ends the worker in order.
         with (self.run_dir / "worker.log").open("a") as log:
@@ -214,3 +229,19 @@ class WorkerClient:
         for line in process.stdout:
             with contextlib.suppress(json.JSONDecodeError):
                 self._answers.put(json.loads(line))
+
+
+def _end_orphan(lock: Path) -> None:
+    """Wait for the worker of an agent that was killed, and end it when it does not end: it may be stopped or hang.
+
+    The agent holds the run's lock, so a worker that is not its own is nobody's.
+    """
+    try:
+        known, waits_until = json.loads(lock.read_text()), time.monotonic() + ORPHAN_S
+    except (FileNotFoundError, json.JSONDecodeError):  # no worker yet, or it was killed before it wrote its name
+        return
+    while started_ticks(known["pid"]) == known["started"]:
+        if time.monotonic() > waits_until:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(known["pid"], signal.SIGKILL)
+        time.sleep(0.05)

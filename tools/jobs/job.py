@@ -4,12 +4,14 @@
 function keeps there to resume from. A finished job is never run twice; an unfinished one goes on from its folder.
 
 status.json holds, under "spent", what all attempts took so far, written every few seconds: an attempt that is killed
-belongs to the job's cost. Its tokens are not in there: work that is done again costs its tokens once.
+belongs to the job's cost. Its tokens are not in there: work that is done again costs its tokens once. Those of an
+attempt that ended by an error are.
 """
 
 import importlib
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +43,14 @@ class Usage(NamedTuple):
         """Return the sum of two costs."""
         return Usage(*(mine + more for mine, more in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
+    def minus(self, other: "Usage") -> "Usage":
+        """Return what this cost is beyond another."""
+        return Usage(*(mine - less for mine, less in zip(self, other, strict=True)))  # type: ignore[arg-type]
+
 
 NO_USAGE = Usage(0.0, 0.0, 0)
+MOST_DIVISION = 8
+"""Out of memory with an eighth of the batch, a job fails."""
 
 
 @dataclass(frozen=True)
@@ -101,26 +109,34 @@ def run_job(folder: Path, resident: Any) -> None:
     spec = JobSpec.load(folder)
     status = folder / "status.json"
     known = read_json(status) if status.exists() else {}
-    earlier = Usage(**known.get("spent", {"wall_s": 0.0, "cpu_s": 0.0, "tokens": 0}))
+    earlier = Usage(**known.get("spent", NO_USAGE._asdict()))._replace(tokens=0)
     head = {"pid": os.getpid(), "attempts": known.get("attempts", 0) + 1}
     started, cpu_s, tokens, paid = time.monotonic(), resident.cpu_s, resident.tokens_processed, _paid_tokens(resident)
 
-    def spent() -> Usage:
+    def spent(num_tokens: int = 0) -> Usage:
         wall_s = time.monotonic() - started
         now_paid = (now - before for now, before in zip(_paid_tokens(resident), paid, strict=True))
         gpu_s = wall_s * getattr(resident, "num_gpus", 0)
-        return earlier.plus(Usage(wall_s, resident.cpu_s - cpu_s, 0, gpu_s, *now_paid))
+        return earlier.plus(Usage(wall_s, resident.cpu_s - cpu_s, num_tokens, gpu_s, *now_paid))
 
-    def tell(state: str = "running") -> None:
-        write_json(status, {"state": state} | head | {"spent": spent()._asdict()})
+    def spent_in_all() -> Usage:
+        return spent(resident.tokens_processed - tokens + job.earlier_tokens)
+
+    def tell(state: str = "running", usage: Usage | None = None) -> None:
+        write_json(status, {"state": state} | head | {"spent": (usage or spent())._asdict()})
 
     job = Job(folder, resident)
-    with repeated(tell):
-        value = load_function(spec.function)(job, **spec.args)
-    usage = spent()._replace(tokens=resident.tokens_processed - tokens + job.earlier_tokens)
+    try:
+        with repeated(tell):
+            value = load_function(spec.function)(job, **spec.args)
+    except Exception:
+        with suppress(OSError):  # a full disk is told by whoever writes what matters
+            tell("failed", spent_in_all())
+        raise
+    usage = spent_in_all()
     halved = {} if (divisor := getattr(resident, "batch_divisor", 1)) == 1 else {"batch_divisor": divisor}
     write_json(folder / "result.json", {"value": value, "usage": usage._asdict()} | halved)
-    tell("finished")
+    tell("finished", usage)
 
 
 def _paid_tokens(resident: Any) -> tuple[int, int, int, int]:

@@ -51,6 +51,24 @@ def tree_cpu_s(pid: int) -> float:
     return total
 
 
+def started_ticks(pid: int) -> int | None:
+    """Return when a process began, in ticks since the machine started: with its id its name. None when it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else int(fields[18])
+
+
+def num_memory_kills() -> int:
+    """Return how many processes the kernel has ended for want of memory; 0 where it does not tell."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counts.get("oom_kill", 0))
+
+
 def num_gpus() -> int:
     """Return how many NVIDIA GPUs this process was given, whether or not torch is loaded."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -1,7 +1,8 @@
 """The worker process: holds the models and runs one job after the other. `python -m tools.jobs.worker <run folder>`.
 
-Reads job keys from standard input, one a line, and writes each job's result into its folder. It ends when standard
-input closes, that is when the agent is gone, so that nothing of a killed run stays behind.
+Reads from standard input, one a line, a job's key and into how many parts its batches are cut, and writes each job's
+result into its folder. It ends when standard input closes, that is when the agent is gone, so that nothing of a killed
+run stays behind. worker.lock names it by process id and start: the next agent ends one that does not end by itself.
 """
 
 import fcntl
@@ -20,14 +21,12 @@ from memory.lessons import lessons_file, lock_file
 from memory.records import read_json, write_json
 from tools.contract import ToolError
 from tools.jobs import landlock
-from tools.jobs.job import run_job
-from tools.jobs.machine import give_back_gpu_memory, num_gpus
+from tools.jobs.job import MOST_DIVISION, run_job
+from tools.jobs.machine import give_back_gpu_memory, num_gpus, started_ticks
 
 READABLE = ("evals", "policies", "task", "worker.json", "referee/evaluation_ids.json")
 WRITABLE = ("jobs", "data", "models", "lessons", "memory", "metrics", "tmp")
 """What the worker sees of the run folder: not the trace, the verdicts or the answers of evaluation items."""
-MOST_DIVISION = 8
-"""Out of memory with an eighth of the batch, a job fails."""
 _CACHES = ("~/.cache", "~/.triton", "~/.nv")
 
 
@@ -156,13 +155,18 @@ def warm_up(job: Any) -> dict[str, Any]:
 def main() -> None:
     """Serve jobs until standard input closes. Arguments: the run folder, and what may be written to beside it."""
     run_dir = Path(sys.argv[1])
-    lock = (run_dir / "worker.lock").open("w")
+    lock = (run_dir / "worker.lock").open("a+")
     fcntl.flock(lock, fcntl.LOCK_EX)  # an orphan of a killed agent may still be ending
+    lock.truncate(0)
+    lock.write(json.dumps({"pid": os.getpid(), "started": started_ticks(os.getpid())}))
+    lock.flush()
     keys, answers = sys.stdin, os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print; the answers have their own pipe
     _confine(run_dir, [Path(name) for name in sys.argv[2:]])
     resident = Resident(run_dir)
-    for key in lines_until_closed(keys):
+    for line in lines_until_closed(keys):
+        key, divisor = line.split()
+        resident.batch_divisor = int(divisor)
         answers.write(json.dumps({"key": key} | _serve(run_dir / "jobs" / key, resident)) + "\n")
         answers.flush()
 
@@ -183,12 +187,13 @@ def _confine(run_dir: Path, beside: list[Path]) -> None:
 
 def _serve(folder: Path, resident: Resident) -> dict[str, str]:
     """Run a job; short of memory, with ever smaller batches, which its result and the answer say."""
+    began = resident.batch_divisor
     # The one broad except of this process: a failed job is recorded and told, and the agent decides what it means.
     try:
         while True:
             try:
                 run_job(folder, resident)
-                return {"state": "finished"} | _less_memory(resident)
+                return {"state": "finished"} | _less_memory(resident, began)
             except Exception as error:
                 if not is_out_of_memory(error) or resident.batch_divisor >= MOST_DIVISION:
                     raise
@@ -202,7 +207,7 @@ def _serve(folder: Path, resident: Resident) -> dict[str, str]:
         with suppress(OSError):  # on a full disk the answer alone tells it
             known = read_json(folder / "status.json") if (folder / "status.json").exists() else {}
             write_json(folder / "status.json", known | told)
-        return {"state": kind, "error": message} | _less_memory(resident)
+        return {"state": kind, "error": message} | _less_memory(resident, began)
     finally:
         resident.batch_divisor = 1
 
@@ -214,9 +219,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))
 
 
-def _less_memory(resident: Resident) -> dict[str, str]:
+def _less_memory(resident: Resident, began: int) -> dict[str, str]:
     divisor = resident.batch_divisor
-    return {} if divisor == 1 else {"why": f"out of memory; done with batches of 1/{divisor} of the size"}
+    return {} if divisor == began else {"why": f"out of memory; done with batches of 1/{divisor} of the size"}
 
 
 def lines_until_closed(stream: Any) -> Any:
