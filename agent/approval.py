@@ -4,7 +4,8 @@ The node stops the graph with LangGraph's `interrupt`, so that the question wait
 process. At a terminal it is asked at once; elsewhere the run stops resumably and `run_agent.py approve` answers.
 
 A question: {"step", "call" (in words), "tool", "args", "decided_by", "reasoning", "menu"}.
-An answer: {"answer": "yes" | "no" | "edit", "reason", "action" (None, or {"tool", "args"} of an edit)}.
+An answer: {"answer": "yes" | "no" | "edit", "reason", "action" (None, or {"tool", "args"} of an edit)}; one that comes
+later also has "to", the question in words (`question_text`): what is asked by then may be another one.
 """
 
 import json
@@ -12,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
@@ -22,7 +24,9 @@ from agent.planners import Choice
 from agent.planners.base import person_action
 from agent.planners.fixed import decision
 from agent.state import State
+from agent.trace_facts import facts_of
 from agent.trace_view import call_text
+from agent.views import read_report
 from tools.contract import Json
 
 PROMPT = "  approve? [y]es, [n]o and why, [e]dit and the action as JSON: "
@@ -93,6 +97,24 @@ def make_answer(question: Json, edit: str | None = None, reject: str | None = No
         raise ValueError(f"the edited action {edit!r} is not understood; write it like {form}")
     tool, args = person_action(wished.get("tool", question["tool"]), wished.get("arguments"), question["menu"])
     return {"answer": "edit", "reason": "", "action": {"tool": tool, "args": args}}
+
+
+def question_text(question: Json) -> str:
+    """Return which question it is, in words: the step, and the action that is proposed."""
+    return f"step {question['step']}: {question['call']}"
+
+
+def check_asked(meant: str, question: Json | None, run: str) -> None:
+    """Raise ValueError when a run asks something else than what an answer was meant for, or nothing."""
+    asks_now = "nothing" if question is None else question_text(question)
+    if asks_now != meant:
+        raise ValueError(f"nothing was answered: the answer is to {meant!r}, but run {run} now asks {asks_now!r}")
+
+
+def check_still_asked(answer: Json, run_dir: Path) -> None:
+    """Check a later answer while the run's lock is held, so that nobody else can answer in between."""
+    report = read_report(run_dir) if facts_of(run_dir).ended else None  # without an ending: it went on, and was killed
+    check_asked(answer["to"], (report or {}).get("question"), run_dir.name)
 
 
 def _question(state: State) -> Json:

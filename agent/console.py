@@ -12,6 +12,7 @@ from rich.status import Status
 
 from agent.sealing import looks_text
 from agent.views import final_lines, verdict_text
+from memory.store import opened_text
 from tools.contract import Json
 
 
@@ -98,7 +99,7 @@ class Console:
         self.rich.print()
         self.say(f"{report['stop_sentence']}  Run: {report['run']}")
         if final:
-            self.say(f"Final split, opened once, n={final['n']}:")
+            self.say(f"Final split, {opened_text(final)}, n={final['n']}:")
             for line in final_lines(final):
                 self.say(f"  {line}")
             self.say(f"  {gain_text(final['gain'])}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from agent.figures import diagnose, gain, tokens_per_question
 from agent.guards import Evidence, Finding, GateAnswers, Guards, form
 from agent.identity import IdentityError, check_identity, check_model, check_policy
-from agent.sealing import count_look, verdicts_before
+from agent.sealing import count_look, looks_before, verdicts_before
 from agent.statistics import (
     LOOKS,
     alpha_for,
@@ -236,6 +236,7 @@ class Referee:
             head: Json = {"n": records["champion"]["n"], "num_shots": num_shots, "policy": champion.policy}
             baseline = max(("base_zero_shot", "base_few_shot"), key=lambda name: sum(right[name]))
             head["gain"] = {"over": baseline} | gain(right[baseline], right["champion"])
+            head["looks_before"] = looks_before(self.store.run_dir)
             head["evaluation_seed"] = read_json(self.folder / "evaluation_seed.json")
             write_json(path, head | scores)
         return read_json(path)

@@ -25,7 +25,7 @@ from agent.trace import Event, read_events
 from agent.trace_facts import TraceFacts, facts_of
 from agent.trace_select import menu_of
 from memory.records import read_json, write_text
-from memory.store import BASE, GREEDY, RunStore
+from memory.store import BASE, GREEDY, RunStore, opened_text
 from tools.contract import Json
 
 HERE = Path(__file__).parent
@@ -76,6 +76,7 @@ def environment(folders: list[Path]) -> Any:
         lstrip_blocks=True,
     )
     made.filters["score"] = views.score_text
+    made.filters["opened"] = opened_text
     made.filters["thousands"] = lambda number: None if number is None else f"{number:,}"
     made.filters["moment"] = lambda ts: f"{ts[:19].replace('T', ' ')} UTC"
     made.filters["named"] = lambda spec: _FOLDERS.sub("", spec)

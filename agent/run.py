@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from agent.approval import check_still_asked
 from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
 from agent.changes import check_places, relocated, settle_changes, take_surroundings
@@ -215,6 +216,8 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
     with locked(run_dir):
         trace = Trace(run_dir)
         events = list(read_events(run_dir))
+        if answer is not None:
+            check_still_asked(answer, run_dir)
         clock = earlier_clock(run_dir, events)
         budget = open_budget(run_dir, config, clock["spent_s"] + time.monotonic() - began, events)
         trace.clock = lambda: budget.spent_s

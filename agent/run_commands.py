@@ -26,6 +26,8 @@ def add_commands(add: Callable[..., Any]) -> None:
     for flag, keywords in commands.config_options(GIVEN_AGAIN):
         on.add_argument(flag, **keywords)
     answer = add("approve", approve, "say yes to the action that a run waits with, and go on", "needed")
+    meant = 'what is answered, as "step N: tool(name=value, ...)"; nothing is done when something else is asked by then'
+    answer.add_argument("--question", metavar="TEXT", help=meant)
     instead = answer.add_mutually_exclusive_group()
     instead.add_argument("--edit", metavar="JSON", help='do this instead: {"tool": ..., "arguments": {...}}')
     instead.add_argument("--reject", metavar="WHY", help="let the planner decide again, and tell it why")
@@ -51,11 +53,13 @@ def approve(args: Namespace) -> Outcome:
     if question is None or (state := views.run_state(run_dir)) != "waiting":
         said = views.run_state(run_dir) if question is None else state
         raise ValueError(f"run {run_dir.name} waits for no approval: it is {said}")
-    from agent.approval import make_answer
+    from agent.approval import check_asked, make_answer, question_text
     from agent.console import Console
     from agent.run import resume
 
-    return commands.ended(resume(run_dir, Console(), answer=make_answer(question, args.edit, args.reject)))
+    to = question_text(question) if args.question is None else args.question
+    check_asked(to, question, run_dir.name)
+    return commands.ended(resume(run_dir, Console(), answer=make_answer(question, args.edit, args.reject) | {"to": to}))
 
 
 def fork(args: Namespace) -> Outcome:

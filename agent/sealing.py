@@ -87,6 +87,12 @@ def looks_of(record: Json) -> dict[str, int]:
     return {"gate": 0, "final": 0} | record.get("looks", {})
 
 
+def looks_before(run_dir: Path) -> int:
+    """Return how often the final split was looked at by the relatives of a fork when it began; 0 for other runs."""
+    looks: int = read_json(run_dir / "run.json").get("family", {}).get("looks", {}).get("final", 0)
+    return looks
+
+
 def verdicts_before(store: RunStore) -> list[bool]:
     """Return whether each candidate that was tested on this gate was accepted, oldest first.
 

@@ -18,6 +18,7 @@ from agent.views import (
     score_text,
     verdict_text,
 )
+from memory.store import opened_text
 
 REASONING_LENGTH = 240
 """Characters of a reasoning that the whole tree shows; `--step N` shows all of it."""
@@ -114,7 +115,7 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
         case "changes_accepted":
             return ["a person accepted changes:", *(f"   {line}" for line in event["changes"])]
         case "final":
-            return ["final split, opened once", *final_lines(event)]
+            return [f"final split, {opened_text(event)}", *final_lines(event)]
         case kind:
             return [str(kind)]
 
@@ -235,7 +236,7 @@ def _end_lines(run_dir: Path, last: Event | None, final: Event | None) -> list[s
     why = f"{last['reason']}: {last['sentence']}{_error_text(last)}"
     lines = [f"end (at {last['spent_s']:.0f} s): {why}"]
     if final is not None:
-        lines += ["final split, opened once:", *(f"  {line}" for line in final_lines(final))]
+        lines += [f"final split, {opened_text(final)}:", *(f"  {line}" for line in final_lines(final))]
     return lines
 
 

@@ -40,6 +40,12 @@ MANIFESTS = {
 """Folder of each kind of artifact -> its manifest, which is written last."""
 
 
+def opened_text(final: Record) -> str:
+    """Return how the final split was opened; for a fork of a run that had opened it, that this was no first look."""
+    looks = final.get("looks_before", 0)
+    return f"opened again after {looks} looks by this run's family" if looks else "opened once"
+
+
 class RunStore:
     """Reads and writes the artifacts in a run folder."""
 

@@ -15,14 +15,14 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
 from agent import views
-from agent.approval import approve, asks, make_answer
+from agent.approval import approve, asks, check_still_asked, make_answer
 from agent.budget import Budget
 from agent.config import RunConfig
 from agent.graph import after_approve
 from agent.nodes import Services
-from agent.state import State
+from agent.state import State, StopReason
 from agent.trace import Trace, read_events
-from memory.records import read_json
+from memory.records import read_json, write_json
 from run_agent import main
 from tests.test_run import REPO, finish, write_task
 
@@ -146,6 +146,25 @@ def test_answers_are_checked_before_anything_starts() -> None:
     only = QUESTION | {"menu": [{"tool": "train", "description": "", "arguments": {"rate": [0.1]}}]}
     with pytest.raises(ValueError, match="the only legal action"):
         make_answer(only, reject="no")
+
+
+def test_an_answer_is_to_the_question_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.test_views import end_run, make_run
+
+    run_dir = make_run(tmp_path, ended=None)
+    end_run(run_dir, StopReason.WAITING)
+    write_json(run_dir / "report.json", read_json(run_dir / "report.json") | {"question": QUESTION})
+    where = [run_dir.name, "--runs-dir", str(tmp_path)]
+    asked = "step 2: train(rate=0.1, method=lora)"
+    for other in ("step 1: train(rate=0.1, method=lora)", "step 2: train(rate=0.2, method=lora)", ""):
+        assert main(["approve", *where, "--question", other]) == 2
+        assert f"nothing was answered: the answer is to {other!r}, but run {run_dir.name} now asks {asked!r}" in (
+            capsys.readouterr().err
+        )
+    check_still_asked({"to": asked}, run_dir)
+    Trace(run_dir).emit("run_resumed", config={}, identity={}, isolation="")  # it went on meanwhile, and was killed
+    with pytest.raises(ValueError, match="now asks 'nothing'"):
+        check_still_asked({"to": asked}, run_dir)
 
 
 def test_a_run_that_waits_for_nothing_cannot_be_approved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

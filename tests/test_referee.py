@@ -12,9 +12,10 @@ from agent.guards import Evidence, GateAnswers, _bounded, _paired, form, length
 from agent.referee import Referee
 from agent.sealing import seal_splits
 from agent.statistics import look_sizes
+from agent.trace_view import REASONING_LENGTH, event_lines
 from agent.views import verdict_text
-from memory.records import read_jsonl, write_json
-from memory.store import BASE, RunStore
+from memory.records import read_json, read_jsonl, write_json
+from memory.store import BASE, RunStore, opened_text
 from tools.jobs.job import NO_USAGE
 from tools.optimize.finetune_model import latest_model
 from tools.tasks.base import Item, Splits, SplitSizes, Verdict
@@ -231,3 +232,17 @@ def test_the_final_gain_is_over_the_better_baseline_item_by_item(
     low, high = gain["ci95"]
     assert low <= gain["points"] <= high
     assert f"champion against base zero shot: {told}" in gain_text(gain)
+
+
+def test_a_forks_final_split_was_opened_before_by_its_family(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    referee, _ = make(half)
+    write_json(referee.folder / "evaluation_seed.json", 0)
+    monkeypatch.setattr(referee.store, "champion", lambda: BASE)
+    path = referee.store.run_dir / "run.json"
+    assert opened_text(referee.final()) == "opened once"
+    (referee.folder / "final.json").unlink()
+    write_json(path, read_json(path) | {"family": {"looks": {"gate": 4, "final": 3}}})
+    told = "opened again after 3 looks by this run's family"
+    final = referee.final()
+    assert opened_text(final) == told
+    assert event_lines({"kind": "final"} | final, REASONING_LENGTH)[0] == f"final split, {told}"

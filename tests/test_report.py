@@ -112,6 +112,14 @@ def test_a_finished_run(run_dir: Path) -> None:
         assert said in text
 
 
+def test_a_forks_final_split_is_no_first_look(run_dir: Path) -> None:
+    report = read_json(run_dir / "report.json")
+    report["final"]["looks_before"] = 3
+    write_json(run_dir / "report.json", report)
+    text = read(run_dir).text
+    assert text.count("opened again after 3 looks by this run's family") == 2 and "opened once" not in text
+
+
 def test_each_candidate_has_its_verdict_and_why(run_dir: Path) -> None:
     text = read(run_dir).text
     good, bad = text.split("1. " + GOOD)[1].split("2. " + BAD)

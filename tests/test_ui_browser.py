@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from agent.state import StopReason
 from agent.trace import Trace
+from tests.test_approval import QUESTION, events_of
 from tests.test_ui import PAGES, Server, decide, new_run, serving
-from tests.test_views import held, write_job
+from tests.test_ui_go_on import answers_of, until, wait
+from tests.test_ui_go_on import waiting_run as waiting_run  # a fixture
+from tests.test_views import end_run, held, write_job
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: `apt-get install chromium`")
@@ -152,3 +156,72 @@ def test_a_phone_needs_no_sideways_scrolling(server: Server, run: Path, page: An
         page.goto(server.origin + path)
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= PHONE["width"], f"{path} is {width} wide"
+
+
+def tab_to(page: Any, text: str, within: str = "main") -> None:
+    """Press Tab until a control of this label or text has the focus, as who uses no mouse."""
+    focused = """(within) => { const found = document.activeElement;
+        const name = found.labels?.[0]?.innerText.split("\\n")[0] || found.innerText;
+        return found.closest(within) ? name.trim() : ""; }"""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(focused, within).startswith(text):
+            return
+    raise AssertionError(f"Tab does not reach {text!r}")
+
+
+def test_a_run_is_answered_with_the_keyboard_alone(waiting_run: Path, browser: Any) -> None:
+    def answered(page: Any, *expected: str) -> None:
+        page.get_by_role("status").get_by_text("The command was started").wait_for()
+        until(lambda: answers_of(waiting_run) == list(expected), waiting_run)
+        page.get_by_role("heading", name="be done?").wait_for(timeout=120_000)  # the page follows by itself
+
+    with serving(waiting_run.parent) as begun:
+        page = browser.new_context(viewport=PHONE).new_page()
+        page.goto(begun.address)
+        page.goto(f"{begun.origin}/runs/{waiting_run.name}/")
+        tab_to(page, "Reject, because")
+        page.keyboard.type("too many items")
+        page.keyboard.press("Enter")
+        answered(page, "no")
+        tab_to(page, "samples_per_item", "form[aria-label=generate_data]")
+        page.keyboard.press("End")
+        tab_to(page, "Do this instead", "form[aria-label=generate_data]")
+        page.keyboard.press("Enter")
+        answered(page, "no", "edit")
+        tab_to(page, "Approve")
+        page.keyboard.press("Enter")
+        page.get_by_role("status").get_by_text("The command was started").wait_for()
+        until(lambda: answers_of(waiting_run) == ["no", "edit", "yes"], waiting_run)
+        page.context.close()
+    rejected, edited, _ = events_of(waiting_run, "answered")
+    assert rejected["reason"] == "too many items"
+    assert edited["edited"]["args"]["samples_per_item"] > rejected["action"]["args"]["samples_per_item"]
+
+
+def test_resume_tells_what_comes_of_it(server: Server, run: Path, page: Any) -> None:
+    end_run(run, StopReason.USER_STOPPED)
+    page.goto(f"{server.origin}/runs/{run.name}/")
+    tab_to(page, "Resume")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").get_by_text("It did not go on").wait_for(timeout=60_000)  # its base model is made up
+    assert page.get_by_role("button", name="Resume").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_forms_of_a_waiting_run_suit_everybody(server: Server, run: Path, page: Any, scheme: str) -> None:
+    wait(run, QUESTION)
+    page.emulate_media(color_scheme=scheme)
+    for size in (PHONE, DESK):
+        page.set_viewport_size(size)
+        page.goto(f"{server.origin}/runs/{run.name}/")
+        ratio, tag, text = page.evaluate(CONTRAST)
+        assert ratio >= 4.5, f"<{tag}> {text!r} has a contrast of {ratio}"
+        controls = page.locator("section.live").locator("button, select, input:not([type=hidden])")
+        assert controls.count() == 7
+        panel = page.locator("section.live").bounding_box()
+        for control in controls.all():
+            box = control.bounding_box()
+            assert box["x"] >= panel["x"] and box["x"] + box["width"] <= panel["x"] + panel["width"], "sticks out"
+            named = "node => node.tagName === 'BUTTON' ? node.innerText : node.labels[0]?.innerText"
+            assert (control.evaluate(named) or "").strip(), "a control without a name"

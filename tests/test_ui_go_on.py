@@ -1,20 +1,23 @@
 """Runs go on from their pages: a person's answers, the Resume button, and what is said when a run does not go on."""
 
+import html
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from agent import views
 from agent.state import StopReason
 from agent.stopping import agent_file
-from agent.ui.started import log_file
+from agent.ui.started import Started, log_file
 from memory.records import read_json, write_json
 from tests.test_approval import MENU, QUESTION, events_of, program
 from tests.test_run import finish, write_task
@@ -46,6 +49,13 @@ def seen(text: str) -> str:
     found = re.search(r'name="seen" value="(\d+)"', text)
     assert found is not None, text
     return found[1]
+
+
+def shown(text: str) -> dict[str, str]:
+    """Return what each form of a page sends back unseen: how much of the run it shows, and the question."""
+    question = re.search(r'name="question" value="(.*?)"', text)
+    assert question is not None, text
+    return {"seen": seen(text), "question": html.unescape(question[1])}
 
 
 def send(client: httpx.Client, run_dir: Path, place: str, **form: str) -> httpx.Response:
@@ -166,6 +176,31 @@ def test_a_fork_says_where_it_comes_from(server: Server) -> None:
         assert told in client.get(path).text, path
 
 
+def test_a_command_that_cannot_be_started_is_told(server: Server) -> None:
+    client, run_dir = server.client(), wait(new_run(server))
+    form = {"seen": seen(page_of(client, run_dir)), "answer": "no", "reason": "w" * 200_000}  # too long
+    answer = send(client, run_dir, "answer", **form)
+    assert answer.status_code == 404 and "could not be started" in answer.text and "nothing was done" in answer.text
+    assert "May step 2 be done?" in page_of(client, run_dir)
+
+
+def test_what_a_page_started_leaves_no_zombie(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, started = new_run(server), Started()
+    monkeypatch.setattr("agent.ui.started.sys.executable", shutil.which("true"))
+    before = {child.pid for child in psutil.Process().children()}
+    started.start(run_dir, "resume")
+    until(lambda: {child.pid for child in psutil.Process().children()} <= before, run_dir)
+
+
+def test_a_page_answers_the_question_that_it_shows(server: Server) -> None:
+    """Somebody answers elsewhere between the page's own check and the start of the command."""
+    client, run_dir = server.client(), wait(new_run(server))
+    shown = seen(page_of(client, run_dir))
+    send(client, run_dir, "answer", seen=shown, answer="yes", question="step 1: train(rate=0.1, method=lora)")
+    until(lambda: "nothing was answered: the answer is to" in page_of(client, run_dir), run_dir)
+    assert "May step 2 be done?" in page_of(client, run_dir)
+
+
 # --- a run of the tiny model
 
 
@@ -192,7 +227,7 @@ def test_a_run_goes_on_by_answers_from_its_page(waiting_run: Path) -> None:
     with serving(run_dir.parent) as begun:
         client = begun.client()
         text = page_of(client, run_dir)
-        send(client, run_dir, "answer", seen=seen(text), answer="no", reason="too many items")
+        send(client, run_dir, "answer", **shown(text), answer="no", reason="too many items")
         until(agent_file(run_dir).exists, run_dir)
         agent = read_json(agent_file(run_dir))["pid"]
         assert os.getsid(agent) == agent, "the Ctrl-C that ends the server does not reach it"
@@ -203,7 +238,7 @@ def test_a_run_goes_on_by_answers_from_its_page(waiting_run: Path) -> None:
         record["surroundings"]["libraries"]["rich"] = "1.0"
         write_json(run_dir / "run.json", record)
         until(lambda: "was started" not in page_of(client, run_dir), run_dir)
-        send(client, run_dir, "answer", seen=seen(page_of(client, run_dir)), answer="yes")
+        send(client, run_dir, "answer", **shown(page_of(client, run_dir)), answer="yes")
         until(lambda: "library rich: 1.0" in page_of(client, run_dir), run_dir)
         assert "Accept these changes" in page_of(client, run_dir) and asks(1)
         send(client, run_dir, "resume?accept=changes")
@@ -218,7 +253,7 @@ def test_a_run_goes_on_by_answers_from_its_page(waiting_run: Path) -> None:
         )
         fields = re.findall(r'<select name="(.*?)">(.*?)</select>', form, re.S)
         last = {name: re.findall(r"<option value='(.*?)'", values)[-1] for name, values in fields}
-        send(client, run_dir, "answer", seen=seen(text), answer="edit", tool=tool, **last)
+        send(client, run_dir, "answer", **shown(text), answer="edit", tool=tool, **last)
     # The server has ended, and the run goes on.
     until(lambda: asks(2), run_dir)
     edited = events_of(run_dir, "answered")[1]

@@ -212,7 +212,8 @@ class Pages:
         # What was approved is what the page showed, not what the run has come to ask since.
         if run.status()["question"] is None or sent.get("seen") != str(run.facts.num_events):
             raise ValueError(f"run {run.run_dir.name} went on since its page was loaded: load it again and see")
-        return self._go_on(run, "approve", *answer_options(sent))
+        # The command may find another question still: somebody can answer before it has begun.
+        return self._go_on(run, "approve", f"--question={sent.get('question', '')}", *answer_options(sent))
 
     def resume(self, request: Request) -> Response:
         """Go on with a run, as `run_agent.py resume` does."""

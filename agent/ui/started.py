@@ -27,17 +27,24 @@ class Started:
         self._lock = threading.Lock()
 
     def start(self, run_dir: Path, command: str, *options: str) -> None:
-        """Start a command on a run. Raises ValueError while the one before is still at work."""
+        """Start a command on a run. Raises ValueError while the one before is still at work, or cannot begin."""
         program = [sys.executable, str(REPOSITORY / "run_agent.py"), command, str(run_dir.resolve()), *options]
         with self._lock:
             if self.is_at_work(run_dir):
                 raise ValueError(f"run {run_dir.name} is just going on: its page shows what comes of it")
-            self._began[run_dir] = _trace_bytes(run_dir)
-            with log_file(run_dir).open("wb") as log:
-                self._processes[run_dir] = subprocess.Popen(
-                    program, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True,  # the Ctrl-C that ends the server is not meant for the run
-                )  # fmt: skip
+            began = _trace_bytes(run_dir)
+            try:
+                with log_file(run_dir).open("wb") as log:
+                    process = subprocess.Popen(
+                        program, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                        start_new_session=True,  # the Ctrl-C that ends the server is not meant for the run
+                    )  # fmt: skip
+            except OSError as error:
+                raise ValueError(
+                    f"`run_agent.py {command}` could not be started ({error}); nothing was done"
+                ) from error
+            threading.Thread(target=process.wait, daemon=True).start()  # else it stays a zombie until it is asked about
+            self._processes[run_dir], self._began[run_dir] = process, began
 
     def is_at_work(self, run_dir: Path) -> bool:
         """Whether the command that was started on a run has not ended yet."""

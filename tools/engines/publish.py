@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from memory.store import BASE, FINAL_ARMS, GREEDY, RunStore
+from memory.store import BASE, FINAL_ARMS, GREEDY, RunStore, opened_text
 from memory.vectors import frozen_examples
 from tools.contract import Json, ToolError
 from tools.jobs.job import Job
@@ -160,7 +160,7 @@ def _score_table(store: RunStore, model_id: str, final: Json | None) -> list[str
     for model, name, asked in ((BASE, "base zero shot", GREEDY), (model_id, "champion", policy)):
         if (score := store.score(model, policy=asked)) is not None:
             rows.append(_score_row("search", name, score))
-    opened = "was opened once, when the run had ended" if final else "is not opened yet"
+    opened = f"was {opened_text(final)}, when the run had ended" if final else "is not opened yet"
     return [
         *rows,
         "",
