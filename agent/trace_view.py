@@ -216,9 +216,9 @@ def _plain_text(value: Any) -> str:
 
 
 def cost_text(usage: Json) -> str:
-    """Return what a call cost: seconds and tokens, and what else it took of GPUs, money and disk."""
+    """Return what a call or a job cost: seconds and tokens, and what else it took of GPUs, money and disk."""
     parts = [f"{usage['wall_s']:.1f} s wall, {usage['cpu_s']:.1f} s cpu, {usage['tokens']} tokens"]
-    more = {"gpu_seconds": "{:.1f} s gpu", "usd": "{:.4f} USD", "gib": "{:.3f} GiB of disk"}
+    more = {"gpu_seconds": "{:.1f} s gpu", "gpu_s": "{:.1f} s gpu", "usd": "{:.4f} USD", "gib": "{:.3f} GiB of disk"}
     parts += [words.format(usage[unit]) for unit, words in more.items() if usage.get(unit)]
     return f"cost: {', '.join(parts)}"
 
