@@ -109,12 +109,18 @@ def flipped_candidate(run_dir: Path) -> None:
     weights.write_bytes(b"Weights")
 
 
+def lost_weights(run_dir: Path) -> None:
+    flipped_candidate(run_dir)
+    (run_dir / "models" / "m1" / "adapter_model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (scribble_trace, "events.jsonl line 1 is damaged.*restore it"), (rubbish_state, "state.sqlite is dam"),
         (no_state, "state.sqlite is gone"), (half_manifest, "manifest.json is not valid JSON"),
         (other_weights, "are not those that were written"), (flipped_candidate, "are not those that were written"),
+        (lost_weights, "holds no model files.*put the model's files back"),
     ],
 )  # fmt: skip
 def test_what_nothing_makes_again_is_refused_with_the_cure(
