@@ -4,21 +4,22 @@ Everything goes to standard error, so that `--json` leaves standard output to th
 """
 
 import time
-from typing import Any
-
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.status import Status
+from typing import TYPE_CHECKING, Any
 
 from agent.sealing import looks_text
 from agent.views import final_lines, verdict_text
 from tools.contract import Json
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 class Console:
     """Prints events; quiet=True prints nothing (tests)."""
 
     def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console as RichConsole  # commands that only read need not wait for it
+
         self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
         self.rich.soft_wrap = not self.rich.is_terminal  # in a log a line stays a line
         self._status: Status | None = None
@@ -110,6 +111,13 @@ class Console:
             f"  wall {report['wall_s']:.0f} s, overhead {100 * report['overhead_share']:.1f} %, "
             f"{report['tokens']} tokens, peak memory {report['peak_rss_gib']:.2f} GiB"
         )
+
+
+def escape(text: str) -> str:
+    """Return a text that rich shows as it is."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
 
 
 def note_text(score: Json) -> str:

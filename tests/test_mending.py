@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from agent.console import Console
+from agent.identity import IdentityError, check_model
 from agent.mending import mend
 from agent.trace import Trace, read_events
 from memory.records import read_json, write_json, write_jsonl
@@ -129,6 +130,16 @@ def test_what_nothing_makes_again_is_refused_with_the_cure(
     damage(run_dir)
     with pytest.raises(ValueError, match=said):
         mend(run_dir, Console(quiet=True))
+
+
+def test_a_candidate_that_changed_before_its_first_measurement_is_not_scored(run_dir: Path) -> None:
+    write_json(run_dir / "worker.json", {"model_dir": str(run_dir)})
+    flipped_candidate(run_dir)
+    with pytest.raises(IdentityError, match="changed since they were written"):
+        check_model(RunStore(run_dir), "m1")
+    (run_dir / "models" / "m1" / "adapter_model.safetensors").write_bytes(b"weights")
+    check_model(RunStore(run_dir), "m1")
+    assert list(read_json(run_dir / "referee" / "models.json")) == ["m1"]
 
 
 def test_rows_that_were_lost_or_changed_are_noticed(run_dir: Path) -> None:
