@@ -86,7 +86,7 @@ class Console:
         if error is not None:
             self.say(f"  {tool} was refused: {error}")
             return
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in result.items())
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in result.items() if value is not None)
         self.say(f"  -> {shown}  [{usage['wall_s']:.0f} s, {usage['tokens']} tokens]")
 
     def judged(self, detail: Json) -> None:
@@ -129,7 +129,7 @@ def gain_text(gain: Json) -> str:
     """Return the champion's gain over the better baseline on the final items, in words."""
     clear = min(gain["p_better"], gain["p_worse"]) < 0.025
     direction = "no clear change" if not clear else "better" if gain["p_better"] < 0.025 else "WORSE"
-    points = f"{100 * gain['points']:+.1f} points {_interval(gain['ci95'])}"
+    points = f"estimated {100 * gain['points']:+.1f} points {_interval(gain['ci95'])} (one change added on each side)"
     changed = f"{gain['num_fixed']} items fixed, {gain['num_broken']} broken"
     return f"champion against {gain['over'].replace('_', ' ')}: {direction}, {points}; {changed}"
 

@@ -192,10 +192,10 @@ def sureness_text(decided: Json) -> str:
 
 
 def result_text(result: Json) -> str:
-    """Return a tool's result on one line; scores get their interval and n beside them."""
+    """Return a tool's result on one line; scores get their interval and n beside them, None is left out."""
     parts = []
     for name, value in result.items():
-        if name in ("ci95", "n"):
+        if name in ("ci95", "n") or value is None:
             continue
         if name == "search_score":
             parts.append(f"search {score_text({**result, 'score': value})}")
