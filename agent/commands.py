@@ -22,7 +22,6 @@ from agent.state import StopReason
 from memory.records import read_json
 from memory.store import BASE, GREEDY, RunStore
 from tools.contract import Json, ToolError
-from tools.engines.models import fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130
@@ -178,7 +177,9 @@ def in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ..
     if not (run_dir / "worker.json").exists():
         raise ValueError(f"run {run_dir.name} ended before it loaded its model; `run_agent.py resume {run_dir.name}`")
     settings = read_json(run_dir / "worker.json")
-    if fingerprint(Path(settings["model_dir"])) != record["identity"]["model"]:
+    from agent.identity import fingerprint_of
+
+    if fingerprint_of(Path(settings["model_dir"])) != record["identity"]["model"]:
         raise ValueError(f"{settings['model_dir']} does not hold the base model that run {run_dir.name} began with")
     from agent.mending import check_weights
     from agent.run import locked

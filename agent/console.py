@@ -4,22 +4,23 @@ Everything goes to standard error, so that `--json` leaves standard output to th
 """
 
 import time
-from typing import Any
-
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.status import Status
+from typing import TYPE_CHECKING, Any
 
 from agent.sealing import looks_text
 from agent.views import final_lines, verdict_text
 from memory.store import opened_text
 from tools.contract import Json
 
+if TYPE_CHECKING:
+    from rich.status import Status
+
 
 class Console:
     """Prints events; quiet=True prints nothing (tests)."""
 
     def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console as RichConsole  # commands that only read need not wait for it
+
         self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
         self.rich.soft_wrap = not self.rich.is_terminal  # in a log a line stays a line
         self._status: Status | None = None
@@ -86,7 +87,7 @@ class Console:
         if error is not None:
             self.say(f"  {tool} was refused: {error}")
             return
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in result.items())
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in result.items() if value is not None)
         self.say(f"  -> {shown}  [{usage['wall_s']:.0f} s, {usage['tokens']} tokens]")
 
     def judged(self, detail: Json) -> None:
@@ -113,6 +114,13 @@ class Console:
         )
 
 
+def escape(text: str) -> str:
+    """Return a text that rich shows as it is."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
 def note_text(score: Json) -> str:
     """Return what must stand beside a judge's score, in brackets; nothing for a verified one."""
     return f" ({score['scorer_note']})" if score.get("scorer_note") else ""
@@ -122,7 +130,7 @@ def gain_text(gain: Json) -> str:
     """Return the champion's gain over the better baseline on the final items, in words."""
     clear = min(gain["p_better"], gain["p_worse"]) < 0.025
     direction = "no clear change" if not clear else "better" if gain["p_better"] < 0.025 else "WORSE"
-    points = f"{100 * gain['points']:+.1f} points {_interval(gain['ci95'])}"
+    points = f"estimated {100 * gain['points']:+.1f} points {_interval(gain['ci95'])} (one change added on each side)"
     changed = f"{gain['num_fixed']} items fixed, {gain['num_broken']} broken"
     return f"champion against {gain['over'].replace('_', ' ')}: {direction}, {points}; {changed}"
 

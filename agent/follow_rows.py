@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from memory.store import BASE, Record, RunStore
 from tools.evaluate.costs import REHEARSAL_SHARE
+from tools.optimize.prefer_answers import likelihood
 from tools.optimize.rehearsal import rehearsal
 from tools.select.curate_data import ANSWERS
 
@@ -178,8 +179,3 @@ class Rows:
             elif through:
                 found[name] = f"{through}, which it had touched"
         return found
-
-
-def likelihood(sample: Json) -> float:
-    """Return a sample's log-probability; one whose engine told none is the least likely."""
-    return float("-inf") if sample["logprob"] is None else float(sample["logprob"])

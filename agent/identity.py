@@ -12,7 +12,7 @@ from pathlib import Path
 from memory.records import content_id, file_sha256, read_json, write_json
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
-from tools.engines.models import PROMPT_FILES, WEIGHT_FILES, fingerprint
+from tools.engines.models import IDENTITY_FILES, PROMPT_FILES, WEIGHT_FILES, fingerprint
 from tools.jobs.client import REPOSITORY
 from tools.refine.policy import datasets_of, settings_of
 from tools.tasks.base import Task
@@ -65,8 +65,8 @@ def take_hashes(run_dir: Path, task: Task, model_dir: Path, system_prompt: str) 
         **{f"{split} items": _hash(run_dir / "referee" / f"{split}.jsonl") for split in SPLITS},
         "training rows": _hash(run_dir / "task" / "train.jsonl"),
         "scorer code": content_id([_code(_SCORER_CODE), None if scorer is None else _hash(Path(scorer))]),
-        "prompt template": content_id([fingerprint(model_dir, PROMPT_FILES), system_prompt, examples]),
-        "base weights": fingerprint(model_dir, WEIGHT_FILES),
+        "prompt template": content_id([fingerprint_of(model_dir, PROMPT_FILES), system_prompt, examples]),
+        "base weights": fingerprint_of(model_dir, WEIGHT_FILES),
         "engine code": content_id(_code(_ENGINE_CODE)),
         "libraries": {"python": platform.python_version()} | {name: _version(name) for name in SCORED_LIBRARIES},
     }
@@ -115,16 +115,27 @@ def check_model(store: RunStore, model_id: str) -> None:
             f"the score is refused: model {model_id} has another prompt template than the base model, so its score "
             "would not compare with the champion's; train it with the base model's template"
         )
-    path = store.run_dir / "referee" / "models.json"
-    known: dict[str, str] = read_json(path) if path.exists() else {}
-    found = fingerprint(folder, WEIGHT_FILES)
-    trained = (store.get("models", model_id) or {}).get("weights")
-    if known.setdefault(model_id, trained or found) != found:
+    found, known = fingerprint_of(folder, WEIGHT_FILES), known_weights(store, model_id)
+    if known not in (None, found):
         raise IdentityError(
             f"the score is refused: the weights of model {model_id} changed since they were written "
-            f"({_difference(known[model_id], found)}); put them back and resume, or start a new run"
+            f"({_difference(known, found)}); put them back and resume, or start a new run"
         )
-    write_json(path, known)
+    write_json(_measured_path(store), _measured(store) | {model_id: found})
+
+
+def known_weights(store: RunStore, model_id: str) -> str | None:
+    """Return the hash that a trained model's weights must have: as first measured, else as trained; None = unknown."""
+    trained: str | None = (store.get("models", model_id) or {}).get("weights")
+    return _measured(store).get(model_id, trained)
+
+
+def fingerprint_of(folder: Path, patterns: tuple[str, ...] = IDENTITY_FILES) -> str:
+    """Return the fingerprint of a model's folder. Raises ValueError with the cure when its files are gone."""
+    try:
+        return fingerprint(folder, patterns)
+    except ValueError as error:
+        raise ValueError(f"{error}; put the model's files back from a copy, or start a new run") from error
 
 
 def check_policy(store: RunStore, policy: str) -> None:
@@ -159,6 +170,16 @@ def _without_folders(task: Task) -> tuple[str, Json]:
         text = text.replace(f"{json.dumps(str(path.parent))[1:-1]}/", "")
     spec, scorer = json.loads(text)
     return spec, scorer
+
+
+def _measured_path(store: RunStore) -> Path:
+    return store.run_dir / "referee" / "models.json"
+
+
+def _measured(store: RunStore) -> dict[str, str]:
+    path = _measured_path(store)
+    measured: dict[str, str] = read_json(path) if path.exists() else {}
+    return measured
 
 
 def _difference(began: object, now: object) -> str:

@@ -68,7 +68,10 @@ def inspections(runs_dir: str) -> list[Callable[..., str]]:
         return _said(trace_commands.find, run=run, text=text)
 
     def follow(run: str, id: str) -> str:
-        """Tell what an example, dataset, model or evaluation came from and what it led to."""
+        """Tell what any id came from and what it led to.
+
+        An id of an example (a row or one of its samples), question, dataset, model, policy, evaluation, job or call.
+        """
         return _said(commands.follow_artifact, run=run, id=id)
 
     def tools_list(name: str | None = None) -> str:

@@ -11,10 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 from agent.console import Console
+from agent.identity import fingerprint_of, known_weights
 from agent.trace import Trace, read_events
 from memory.records import read_json, read_jsonl
 from memory.store import MANIFESTS, RunStore
-from tools.engines.models import WEIGHT_FILES, fingerprint
+from tools.engines.models import WEIGHT_FILES
 
 MADE_AGAIN = ("jobs/*/*.json", "calls/*.json", "report.json", "clock.json")
 READ_ALWAYS = ("events.jsonl", "referee/*.json", "referee/*.jsonl", "task/*.jsonl")
@@ -58,14 +59,12 @@ def _set_aside(path: Path) -> None:
 
 def check_weights(store: RunStore) -> None:
     """Raise ValueError when a model's weights are not those that were measured, or, before that, trained."""
-    path = store.run_dir / "referee" / "models.json"
-    measured = read_json(path) if path.exists() else {}
     for model in store.all("models"):
-        known = measured.get(model["id"], model.get("weights"))
+        known = known_weights(store, model["id"])
         if model.get("removed") or known is None:
             continue
         folder = store.folder("models", model["id"])
-        if fingerprint(folder, WEIGHT_FILES) != known:
+        if fingerprint_of(folder, WEIGHT_FILES) != known:
             raise ValueError(f"the weights in {folder} are not those that were written; restore them")
 
 

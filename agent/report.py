@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import trace_view, views
-from agent.clock import read_clock, time_table
+from agent.clock import earlier_clock, time_table
 from agent.commands import Outcome, printable
 from agent.follow_rows import Rows
 from agent.metering import WORK
@@ -243,7 +243,8 @@ def _costs(run_dir: Path, status: Json) -> Json:
         row = work[WORK.get(read_json(path.with_name("spec.json"))["function"], "other tools")]
         row |= {"jobs": row["jobs"] + 1, "tokens": row["tokens"] + read_json(path)["usage"]["tokens"]}
     report = views.read_report(run_dir) if status["state"] not in ("running", "killed") else None
-    time_s, _ = time_table(read_clock(run_dir)["time_s"], status["spent_s"])
+    events = [] if (run_dir / "clock.json").exists() else list(read_events(run_dir))  # an earlier version kept no clock
+    time_s, _ = time_table(earlier_clock(run_dir, events)["time_s"], status["spent_s"])
     so_far = {
         "wall_s": status["spent_s"],
         "tokens": sum(row["tokens"] for row in work.values()),

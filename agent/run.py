@@ -46,7 +46,7 @@ from agent.state import StopReason
 from agent.stopping import interruptible
 from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
-from agent.views import open_run, provable_text
+from agent.views import open_run, provable_text, resumed_text, run_status
 from memory.lessons import lessons_file, lock_file
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
@@ -187,6 +187,8 @@ def resume(
         config = dataclasses.replace(from_anywhere(dataclasses.replace(config, data=()), config.task), data=config.data)
     with locked(run_dir):
         settle_changes(run_dir, record, config, key, accepted, console, places)
+    if (run_dir / "worker.json").exists():  # a fork or replay only begins
+        console.say(resumed_text(run_status(run_dir)))
     return _work(run_dir, config, console, began, answer)
 
 

@@ -24,6 +24,8 @@ MOST_FIELDS = 12
 """Differing fields that the text names where two runs part; --json names all."""
 MOST_FIELDS_OF_A_ROW = 4
 """And of each step in the table."""
+LEGAL = "legal"
+"""Shown of a tool on the menu without arguments, or of a version that recorded the tools' names alone."""
 PLACES = ("runs_dir", "models_dir")
 """Settings that say where files lie, not what a run does."""
 
@@ -41,8 +43,10 @@ class Step(NamedTuple):
 def diff(run_a: Path, run_b: Path) -> Json:
     """Return where two runs part and why, and a row for each step.
 
-    {"a", "b", "related", "settings": fields that differ, "num_steps", "parted", "decided_differently", "counts",
-    "rows", "ends"}.
+    {"a", "b", "related", "settings": fields that differ, "num_steps", "parted", "decided_differently",
+    "not_compared", "counts", "rows", "ends"}.
+    "num_steps" counts decisions. "not_compared" is what only one of the runs recorded, being of another version; []
+    where both recorded the same.
     "related" says in words which of the two came from the other, None where neither did. "ends" holds of each run its
     verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened).
     "parted" is the first step with any difference and "decided_differently" the first with another call, both None
@@ -54,10 +58,16 @@ def diff(run_a: Path, run_b: Path) -> Json:
     parted: Json | None = None
     decided_differently: Json | None = None
     verdicts: dict[str, list[Json]] = {"a": [], "b": []}
+    not_compared: set[str] = set()
+    num_steps = {"a": 0, "b": 0}
     for number, (a, b) in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
+        if a and b:
+            a, b, left_out = _comparable(a, b)
+            not_compared |= left_out
         how = _compare(a, b)
         rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b), "differs": _differs(how, a, b)})
         for name, step in (("a", a), ("b", b)):
+            num_steps[name] += step is not None and step.decision is not None
             verdict = ((step and step.outcome) or {}).get("verdict")
             verdicts[name] += [{"step": number} | verdict] if verdict else []
         if parted is None and how != "same":
@@ -69,12 +79,10 @@ def diff(run_a: Path, run_b: Path) -> Json:
         "b": run_b.name,
         "related": _related(run_a, run_b),
         "settings": different(_settings(run_a), _settings(run_b)),
-        "num_steps": {
-            "a": sum(row["how"] != "only in B" for row in rows),
-            "b": sum(row["how"] != "only in A" for row in rows),
-        },
+        "num_steps": num_steps,
         "parted": parted,
         "decided_differently": decided_differently,
+        "not_compared": sorted(not_compared),
         "counts": dict(Counter(row["how"] for row in rows)),
         "rows": rows,
         "ends": {
@@ -141,9 +149,27 @@ def _menu(event: Event) -> Json:
     What a tool has brought is left out: verdicts say it too.
     """
     return {
-        row["tool"]: {name: "|".join(map(str, values)) for name, values in row["arguments"].items()} or "legal"
+        row["tool"]: {name: "|".join(map(str, values)) for name, values in row["arguments"].items()} or LEGAL
         for row in menu_of(event)
     }
+
+
+def _comparable(a: Step, b: Step) -> tuple[Step, Step, set[str]]:
+    """Return both steps with what both versions record of a situation, and the names of what is left out of it."""
+    if a.situation is None or b.situation is None:
+        return a, b, set()
+    ours, theirs = _shared(a.situation, b.situation), _shared(b.situation, a.situation)
+    left_out = set(a.situation.keys() ^ b.situation.keys())
+    if (ours["menu"], theirs["menu"]) != (a.situation["menu"], b.situation["menu"]):
+        left_out.add("values on the menu")
+    return a._replace(situation=ours), b._replace(situation=theirs), left_out
+
+
+def _shared(situation: Json, other: Json) -> Json:
+    """Return the fields of a situation that the other has too; of tools that it names alone, the names alone."""
+    names = [tool for tool, values in other["menu"].items() if values == LEGAL]
+    menu = {tool: LEGAL if tool in names else values for tool, values in situation["menu"].items()}
+    return {name: value for name, value in situation.items() if name in other} | {"menu": menu}
 
 
 def _compare(a: Step | None, b: Step | None) -> str:
@@ -219,6 +245,8 @@ def diff_lines(found: Json) -> Iterator[str]:
     if found["settings"]:
         yield "settings that differ (A | B):"
         yield from _field_lines(found["settings"])
+    if found["not_compared"]:
+        yield f"recorded by another version, so not compared: {', '.join(found['not_compared'])}"
     parted, decided = found["parted"], found["decided_differently"]
     if parted is None:
         yield f"the runs do not part: {len(found['rows'])} steps are the same"

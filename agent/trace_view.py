@@ -193,10 +193,10 @@ def sureness_text(decided: Json) -> str:
 
 
 def result_text(result: Json) -> str:
-    """Return a tool's result on one line; scores get their interval and n beside them."""
+    """Return a tool's result on one line; scores get their interval and n beside them, None is left out."""
     parts = []
     for name, value in result.items():
-        if name in ("ci95", "n"):
+        if name in ("ci95", "n") or value is None:
             continue
         if name == "search_score":
             parts.append(f"search {score_text({**result, 'score': value})}")
@@ -217,9 +217,9 @@ def _plain_text(value: Any) -> str:
 
 
 def cost_text(usage: Json) -> str:
-    """Return what a call cost: seconds and tokens, and what else it took of GPUs, money and disk."""
+    """Return what a call or a job cost: seconds and tokens, and what else it took of GPUs, money and disk."""
     parts = [f"{usage['wall_s']:.1f} s wall, {usage['cpu_s']:.1f} s cpu, {usage['tokens']} tokens"]
-    more = {"gpu_seconds": "{:.1f} s gpu", "usd": "{:.4f} USD", "gib": "{:.3f} GiB of disk"}
+    more = {"gpu_seconds": "{:.1f} s gpu", "gpu_s": "{:.1f} s gpu", "usd": "{:.4f} USD", "gib": "{:.3f} GiB of disk"}
     parts += [words.format(usage[unit]) for unit, words in more.items() if usage.get(unit)]
     return f"cost: {', '.join(parts)}"
 

@@ -203,6 +203,7 @@ def _policy_cost(detail: Json) -> str:
 def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore | None = None) -> Json:
     """Return what `status` shows; None where something does not exist (yet).
 
+    "step": the highest, which may have ended in no decision; "steps": how many were decided.
     facts and store: of this run, where the caller has read them already.
     """
     record, state = open_run(run_dir), run_state(run_dir, facts)
@@ -216,6 +217,7 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
         "forked_from": record.get("forked_from"),
         "config": record["config"],
         "step": facts.step,
+        "steps": sum(facts.decided_by.values()),
         "tool": facts.tool if state in ("running", "killed") else None,
         "job": job_under_way(run_dir) if state in ("running", "killed") else None,
         "champion": champion,
@@ -272,14 +274,16 @@ def status_text(status: Json) -> str:
     """Return the one screen of `status`."""
     config = status["config"]
     left = status["budget_left_percent"]
-    when = "" if left is None else f"; {left} % left when step {status['step']} began"
+    ended = status["state"] == "finished" and status["step"] > status["steps"]
+    moment = "at the end, before the final split" if ended else f"when step {status['step']} began"
+    when = "" if left is None else f"; {left} % left {moment}"
     lines = {
         "run": f"{status['run']}, begun {status['created']}{_origin_text(status['forked_from'])}",
         "state": _state_text(status),
         "task": config["task"],
         "model": f"{config['model']}, planner {config['planner']}, seed {config['seed']}",
         "budget": f"{budget_text(config)}: {status['spent_s']:.0f} s spent{when}",
-        "step": f"{status['step']} of at most {config['max_steps']}{_work_text(status)}",
+        "step": _steps_text(status),
         "champion": f"{status['champion']}: search {score_text(status['search'])}{_policy_text(status['policy'])}",
         "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
         "verdicts": f"{status['verdicts']['accepted']} accepted, {status['verdicts']['rejected']} rejected",
@@ -304,6 +308,19 @@ def _state_text(status: Json) -> str:
         return "killed: no process works on it and no ending was written"
     text = f"{status['state']}: {status['stop_sentence']}" if status["stop_sentence"] else status["state"]
     return f"{text} ({status['error']})" if status["error"] else text
+
+
+def resumed_text(status: Json) -> str:
+    """Return where a run goes on, in one line."""
+    verdicts = "{accepted} accepted, {rejected} rejected".format(**status["verdicts"])
+    return (
+        f"goes on with run {status['run']}; steps: {_steps_text(status)}; {status['spent_s']:.0f} s spent; {verdicts}"
+    )
+
+
+def _steps_text(status: Json) -> str:
+    number = str(status["step"]) if status["state"] == "running" else f"{status['steps']} taken"
+    return f"{number} of at most {status['config']['max_steps']}{_work_text(status)}"
 
 
 def _work_text(status: Json) -> str:
@@ -357,9 +374,8 @@ def _list_row(row: Json) -> list[str]:
     final = score_text(row["final"]["champion"], row["final"]["n"]) if row["final"] else "not opened"
     task = config["task"] if len(config["task"]) <= 60 else config["task"][:57] + "..."
     counts = f"{verdicts['accepted']}/{verdicts['rejected']}"
-    steps = str(sum(row["decided_by"].values()))
     return [
-        row["run"], row["state"], Path(config["model"]).name, config["planner"], steps, counts,
+        row["run"], row["state"], Path(config["model"]).name, config["planner"], str(row["steps"]), counts,
         score_text(row["search"]), final, task,
     ]  # fmt: skip
 

@@ -73,7 +73,7 @@ def tiny_scenario(folder: Path, seed: int) -> Scenario:
 
 def default_scenario(folder: Path, seed: int) -> Scenario:
     """Return one round of the default model, up to a verdict, on a task that it learns from one short training."""
-    settings = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear", "epochs": 1}
+    settings = {"start_from": "base", "method": "lora", "learning_rate": 0.001, "schedule": "linear", "epochs": 2}
     script = [{"tool": tool, "arguments": settings if tool == "finetune_model" else {}} for tool in ROUND[:4]]
     write_jsonl(folder / "default.jsonl", script)
     options: Json = {"task": "reasoning_gym:syllogism", "planner": f"scripted:{folder}/default.jsonl"}

@@ -77,7 +77,7 @@ def test_exit_codes_of_the_program(argv: tuple[str, ...], code: int) -> None:
 
 
 def test_commands_that_read_import_nothing_heavy(run_dir: Path) -> None:
-    heavy = ("torch", "transformers", "langgraph", "chromadb", "numpy", "pydantic", "reasoning_gym", "httpx")
+    heavy = ("torch", "transformers", "langgraph", "chromadb", "numpy", "pydantic", "reasoning_gym", "httpx", "rich")
     lines = [["tools", "list"], ["status"], ["list"], ["trace", "show"], ["follow", run_dir.name, RIGHT], ["doctor"]]
     calls = [line + (["--runs-dir", str(run_dir.parent)] if line[0] != "tools" else []) for line in lines]
     program = (

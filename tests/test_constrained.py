@@ -3,7 +3,7 @@
 import json
 from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from agent.planners.base import Choice, InvalidDecision, check_decision, menu_sc
 from agent.planners.self_planner import SelfPlanner
 from agent.situation import build_situation, situation_text
 from memory.store import RunStore
-from tools.contract import Json
+from tools.contract import Jobs, Json
 from tools.engines.constrained import CalibratedDecoder, deliberate
 from tools.jobs.job import NO_USAGE, Job, Usage, load_function
 from tools.jobs.worker import Resident
@@ -168,6 +168,16 @@ def test_a_long_decision_is_not_cut(jobs: JobsHere) -> None:
 def test_a_prompt_beyond_the_context_is_an_invalid_decision(jobs: JobsHere) -> None:
     with pytest.raises(InvalidDecision, match="context is 512"):
         SelfPlanner(jobs, lambda: None, "?").decide("words " * 400, MENUS["several"], 1)
+
+
+def test_a_deliberation_that_an_earlier_version_finished_still_decides() -> None:
+    class Finished:
+        def run(self, *_: Any) -> tuple[Json, Usage]:
+            decision = {"tool": "end", "arguments": {}}
+            return {"decision": decision, "reasoning": "", "logprob": -0.5, "alternatives": [], "tokens": 9}, NO_USAGE
+
+    decision = SelfPlanner(cast(Jobs, Finished()), lambda: None, "?").decide("", MENUS["one action"], 1)
+    assert (decision["tool"], decision["logprob"]) == ("end", -0.5) and "argument_logprobs" not in decision
 
 
 def test_the_default_model_plans_a_run(default_model: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from agent.follow import follow, follow_text
-from agent.follow_rows import likelihood
 from memory.records import content_id, write_json
 from memory.store import RunStore
 from tests.test_views import BAD, DUPLICATE, GOOD, RIGHT, SAMPLES, TRAIN, kinds, make_run
@@ -61,7 +60,7 @@ def run_dir(tmp_path: Path) -> Path:
     write_json(run_dir / "calls" / f"{CALL}.json", {"tool": "finetune_model", "args": {}, "result": {"model": LATER}})
     write_json(run_dir / "calls" / f"{CALL}.train", {"args": args, "inputs": None})
     spec = {"function": "tools.optimize.sft_worker:train", "args": args, "inputs": {"config": "c"}}
-    usage = {"wall_s": 147.2, "cpu_s": 125.6, "tokens": 31350}
+    usage = {"wall_s": 147.2, "cpu_s": 125.6, "tokens": 31350, "gpu_s": 140.5}
     write_json(run_dir / "jobs" / JOB / "spec.json", spec)
     write_json(run_dir / "jobs" / JOB / "status.json", {"state": "finished", "attempts": 2})
     write_json(run_dir / "jobs" / JOB / "result.json", {"value": {"model": LATER}, "usage": usage})
@@ -111,6 +110,7 @@ def test_general_chats_and_each_of_them_are_followed(run_dir: Path) -> None:
 def test_jobs_and_calls_are_followed_and_stand_beside_what_they_made(run_dir: Path) -> None:
     job = follow(run_dir, JOB)
     assert (job["step"], job["state"], job["attempts"]) == (7, "finished", 2) and "147.2 s wall" in job["text"]
+    assert "31350 tokens, 140.5 s gpu" in job["text"]
     assert kinds(job["made_from"]) == [("call", CALL), ("dataset", FRESH)] and kinds(job["led_to"]) == [
         ("model", LATER)
     ]
@@ -166,9 +166,3 @@ def test_a_wrong_answer_of_a_pair_reaches_the_model(run_dir: Path) -> None:
     write_json(path, model | {"settings": model["settings"] | {"objective": "kto"}})
     led_to = follow(run_dir, rows[0]["example_id"])["led_to"]
     assert [node["id"] for node in led_to if node["kind"] == "model"] == [BAD] and "less likely" in led_to[1]["how"]
-
-
-def test_a_sample_without_a_log_probability_is_the_least_likely() -> None:
-    samples: list[dict[str, Any]] = [{"sample": 0, "logprob": None}, {"sample": 1, "logprob": -9.0}]
-    assert max(samples, key=likelihood)["sample"] == 1
-    assert max(samples[:1] * 2, key=likelihood)["sample"] == 0

@@ -17,6 +17,7 @@ import pytest
 
 from agent.budget import Budget
 from agent.console import Console
+from agent.identity import IdentityError, check_model
 from agent.mending import mend
 from agent.metering import MeteredJobs
 from agent.trace import Trace, read_events
@@ -117,12 +118,18 @@ def flipped_candidate(run_dir: Path) -> None:
     weights.write_bytes(b"Weights")
 
 
+def lost_weights(run_dir: Path) -> None:
+    flipped_candidate(run_dir)
+    (run_dir / "models" / "m1" / "adapter_model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (scribble_trace, "events.jsonl line 1 is damaged.*restore it"), (rubbish_state, "state.sqlite is dam"),
         (no_state, "state.sqlite is gone"), (half_manifest, "manifest.json is not valid JSON"),
         (other_weights, "are not those that were written"), (flipped_candidate, "are not those that were written"),
+        (lost_weights, "holds no model files.*put the model's files back"),
     ],
 )  # fmt: skip
 def test_what_nothing_makes_again_is_refused_with_the_cure(
@@ -131,6 +138,16 @@ def test_what_nothing_makes_again_is_refused_with_the_cure(
     damage(run_dir)
     with pytest.raises(ValueError, match=said):
         mend(run_dir, Console(quiet=True))
+
+
+def test_a_candidate_that_changed_before_its_first_measurement_is_not_scored(run_dir: Path) -> None:
+    write_json(run_dir / "worker.json", {"model_dir": str(run_dir)})
+    flipped_candidate(run_dir)
+    with pytest.raises(IdentityError, match="changed since they were written"):
+        check_model(RunStore(run_dir), "m1")
+    (run_dir / "models" / "m1" / "adapter_model.safetensors").write_bytes(b"weights")
+    check_model(RunStore(run_dir), "m1")
+    assert list(read_json(run_dir / "referee" / "models.json")) == ["m1"]
 
 
 def test_rows_that_were_lost_or_changed_are_noticed(run_dir: Path) -> None:

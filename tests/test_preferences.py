@@ -91,6 +91,19 @@ def test_a_pair_is_a_right_answer_and_the_likeliest_wrong_one(tmp_path: Path) ->
     assert preference_pairs(store, rows) == [{"prompt": "reverse abc", "chosen": "cba", "rejected": "likely"}]
 
 
+@pytest.mark.parametrize(("told", "rejected"), [((None, None), "first"), ((None, -9.0), "second")])
+def test_an_answer_without_a_log_probability_is_the_least_likely(
+    tmp_path: Path, told: tuple[float | None, ...], rejected: str
+) -> None:
+    store = RunStore(tmp_path)
+    wrong = [
+        sample("abc", name, False) | {"logprob": value} for name, value in zip(("first", "second"), told, strict=True)
+    ]
+    right = sample("abc", "cba", True) | {"logprob": None}
+    store.put("data", "gen", {"kind": "samples"}, {"samples.jsonl": [right, *wrong]})
+    assert [pair["rejected"] for pair in preference_pairs(store, [right])] == [rejected]
+
+
 def test_training_prefers_right_answers_and_keeps_them_likely(new_run: Run) -> None:
     run_dir = new_run("run")
     put_samples(run_dir)

@@ -217,7 +217,11 @@ def test_longer_answers_are_refused_when_most_grew() -> None:
 
 @pytest.mark.parametrize(
     ("champion", "fixed", "broken", "told"),
-    [(BASE, 0, 0, "no clear change"), ("good", 10, 0, "better, +"), ("worse", 0, 5, "no clear change, -")],
+    [
+        (BASE, 0, 0, "no clear change"),
+        ("good", 10, 0, "better, estimated +"),
+        ("worse", 0, 5, "no clear change, estimated -"),
+    ],
 )
 def test_the_final_gain_is_over_the_better_baseline_item_by_item(
     make: Any, monkeypatch: pytest.MonkeyPatch, champion: str, fixed: int, broken: int, told: str

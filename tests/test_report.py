@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.clock import write_clock
+from agent.clock import REST, UNTOLD, write_clock
 from agent.report import _ticks, environment, page
 from agent.state import StopReason
 from agent.trace import Trace
@@ -164,6 +164,14 @@ def test_a_killed_run(tmp_path: Path, torn: str) -> None:
     assert "Killed : no ending was written" in text and f"run_agent.py resume {run.name}" in text
     assert "Final result: not opened yet." in text and "was not opened" in text and "resumes: 1" in text
     assert "not judged The referee has not judged it." in text
+
+
+def test_the_time_of_a_run_without_a_clock_is_not_called_idle(tmp_path: Path) -> None:
+    trace = Trace(make_run(tmp_path, ended=None))
+    trace.clock = lambda: 20.0
+    trace.emit("run_resumed", config={}, identity={})
+    text = read(trace.path.parent).text
+    assert f"{UNTOLD} 20.0 100.0 %" in text and f"{REST} 0.0 0.0 %" in text
 
 
 def test_a_run_in_which_nothing_was_measured(run_dir: Path, tmp_path: Path) -> None:

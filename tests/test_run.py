@@ -90,7 +90,7 @@ def test_a_model_that_never_succeeds_ends_the_run_with_advice(flags: Flags, tmp_
     assert report["final"]["n"] == 20
     assert set(report["final"]) >= {"base_zero_shot", "base_few_shot", "champion"}
     assert report["final"]["gain"]["num_fixed"] == report["final"]["gain"]["num_broken"] == 0
-    assert "no clear change, +0.0 points" in said
+    assert "no clear change, estimated +0.0 points" in said
     diagnosis = report["final"]["base_zero_shot"]["diagnosis"]
     assert sum(group["n"] for group in diagnosis["by_difficulty"]) == sum(diagnosis["errors"].values()) == 20
     kinds = [event["kind"] for event in read_events(only_run(tmp_path))]

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from agent.trace import Trace
-from memory.records import read_json, write_json
-from tests.test_trace import GENERATE, NOTE, Cli, Json, begin, cli, runs_dir, step, stop
+from memory.records import read_json, write_json, write_jsonl
+from tests.test_trace import GENERATE, NOTE, Cli, Json, begin, cli, rows_of, runs_dir, step, stop
 
 __all__ = ["cli", "runs_dir"]
 
@@ -75,6 +75,32 @@ def test_a_value_more_on_the_menu_is_one_difference(runs_dir: Path, cli: Cli) ->
     assert cli.json("diff", "a", "b")["parted"]["situation"] == [
         {"field": "menu.train.epochs", "a": "1|2", "b": "1|2|3"}
     ]
+
+
+def test_what_only_one_version_recorded_is_not_compared_and_named_once(runs_dir: Path, cli: Cli) -> None:
+    two_runs(runs_dir)
+    events = rows_of((runs_dir / "a" / "events.jsonl").read_text())
+    for event in events:
+        if event["kind"] == "observed":  # as an earlier version wrote it
+            event["menu"] = [row["tool"] for row in event["menu"]]
+            del event["situation"]["unused_right_answers"]
+    write_jsonl(runs_dir / "a" / "events.jsonl", events)
+    for names in (("a", "b"), ("b", "a")):
+        found = cli.json("diff", *names)
+        assert found["counts"] == {"same": 2} and found["parted"] is None
+        text = cli("diff", *names)[1]
+        assert text.count("recorded by another version, so not compared: unused_right_answers, values on the menu") == 1
+    events[1]["menu"].append("finish_run")
+    write_jsonl(runs_dir / "a" / "events.jsonl", events)
+    assert cli.json("diff", "a", "b")["parted"]["situation"] == [{"field": "menu.finish_run", "a": "legal", "b": "-"}]
+
+
+def test_a_step_without_a_decision_is_not_counted(runs_dir: Path, cli: Cli) -> None:
+    two_runs(runs_dir)
+    Trace(runs_dir / "b").emit("observed", step=3, situation={"champion": "base"}, menu=[])
+    found = cli.json("diff", "a", "b")
+    assert found["num_steps"] == {"a": 2, "b": 2} and found["counts"] == {"same": 2, "only in B": 1}
+    assert found["not_compared"] == []
 
 
 def test_both_ends_and_where_a_fork_comes_from_are_told(runs_dir: Path, cli: Cli) -> None:

@@ -145,6 +145,7 @@ def _write_events(trace: Trace, config: Json, identity: Json) -> None:
         "ci95": [0.15, 0.3],
         "n": 128,
         "gain_on_search": 0.22,
+        "quarantined": None,
     }
     weakest = {"weakest": {"difficulty": "2 digits", "score": 0.202, "n": 99}}
     trace.emit("tool_finished", step=1, **action, result=result | weakest, usage=USAGE)
@@ -235,7 +236,7 @@ def test_status_before_the_first_step(tmp_path: Path) -> None:
     for path in ("events.jsonl", "report.json"):
         (run / path).unlink()
     text = views.status_text(views.run_status(run))
-    assert "killed" in text and "0 of at most 200" in text
+    assert "killed" in text and "0 taken of at most 200" in text
 
 
 def test_list_shows_newest_first_and_names_a_damaged_run(tmp_path: Path) -> None:
@@ -259,6 +260,7 @@ def test_a_score_always_has_its_n_and_interval() -> None:
 
 def test_the_trace_as_a_tree(run_dir: Path) -> None:
     text = tree(run_dir)
+    assert "quarantined" not in text, "nothing was"
     for part in (
         f"run {run_dir.name}, begun 2026-01-02T03:04:05",
         "planner rules, seed 0, budget 3.0 minutes",

@@ -44,13 +44,15 @@ class SelfPlanner:
         except ToolError as problem:
             raise InvalidDecision(str(problem)) from problem
         tool, args = check_decision(thought["decision"], menu)
-        return Decision(
+        decision = Decision(
             tool=tool,
             args=args,
             decided_by="model",
             reasoning=thought["reasoning"],
             logprob=thought["logprob"],
-            argument_logprobs=thought["argument_logprobs"],
             alternatives=thought["alternatives"],
             usage={"tokens": thought["tokens"], "cost_usd": 0.0},
         )
+        if "argument_logprobs" in thought:  # absent from a job that an earlier version finished
+            decision["argument_logprobs"] = thought["argument_logprobs"]
+        return decision

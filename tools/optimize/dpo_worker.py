@@ -18,6 +18,7 @@ from tools.contract import Json, ToolError
 from tools.engines.base import build_messages
 from tools.jobs.job import Job
 from tools.optimize.collate import IGNORED, tokenise
+from tools.optimize.prefer_answers import likelihood
 from tools.optimize.sft_worker import BATCH_EXAMPLES, Watch, arguments, run_training
 from tools.optimize.shared_prompts import SharedPrompts
 
@@ -31,7 +32,8 @@ def preference_pairs(store: RunStore, rows: list[Json]) -> list[Json]:
     """Return {"prompt", "chosen", "rejected"} for each training row whose item has a wrong sample.
 
     chosen: the row's answer. rejected: the likeliest of the wrong answers that ended, in the generation that the row is
-    from; it is what the model must unlearn most. Rows that the user brought have no samples, so they make no pairs.
+    from; it is what the model must unlearn most. Where an endpoint told no log-probability, the first one counts. Rows
+    that the user brought have no samples, so they make no pairs.
     """
     likeliest: dict[tuple[str, str], Json] = {}
     for generation in dict.fromkeys(row["generation"] for row in rows):
@@ -39,7 +41,7 @@ def preference_pairs(store: RunStore, rows: list[Json]) -> list[Json]:
             if sample["right"] or sample.get("finish") != "stop" or not sample["completion"]:
                 continue
             key = generation, sample["item_id"]
-            if key not in likeliest or sample["logprob"] > likeliest[key]["logprob"]:
+            if key not in likeliest or likelihood(sample) > likelihood(likeliest[key]):
                 likeliest[key] = sample
     found = [(row, likeliest.get((row["generation"], row["item_id"]))) for row in rows]
     return [

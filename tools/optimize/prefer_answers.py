@@ -31,6 +31,11 @@ def preference_tokens(context: ToolContext, epochs: int, **_: object) -> int:
     return int(training_tokens(context, TOKENS_OF_A_PAIR * num_pairs * epochs))
 
 
+def likelihood(sample: Json) -> float:
+    """Return a sample's log-probability; one whose endpoint told none is the least likely."""
+    return float("-inf") if sample["logprob"] is None else float(sample["logprob"])
+
+
 @tool(
     stage="optimize",
     section="preferences",
