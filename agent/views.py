@@ -273,16 +273,12 @@ def _newest(folder: Path, count: int) -> list[os.DirEntry[str]]:
 def status_text(status: Json) -> str:
     """Return the one screen of `status`."""
     config = status["config"]
-    left = status["budget_left_percent"]
-    ended = status["state"] == "finished" and status["step"] > status["steps"]
-    moment = "at the end, before the final split" if ended else f"when step {status['step']} began"
-    when = "" if left is None else f"; {left} % left {moment}"
     lines = {
         "run": f"{status['run']}, begun {status['created']}{_origin_text(status['forked_from'])}",
         "state": _state_text(status),
         "task": config["task"],
         "model": f"{config['model']}, planner {config['planner']}, seed {config['seed']}",
-        "budget": f"{budget_text(config)}: {status['spent_s']:.0f} s spent{when}",
+        "budget": f"{budget_text(config)}: {status['spent_s']:.0f} s spent{left_text(status)}",
         "step": _steps_text(status),
         "champion": f"{status['champion']}: search {score_text(status['search'])}{_policy_text(status['policy'])}",
         "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
@@ -293,6 +289,15 @@ def status_text(status: Json) -> str:
         "next": _next_text(status),
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def left_text(status: Json) -> str:
+    """Return how much of the budget was left when, with its semicolon; nothing before step 1."""
+    if (left := status["budget_left_percent"]) is None:
+        return ""
+    ended = status["state"] == "finished" and status["step"] > status["steps"]
+    moment = "at the end, before the final split" if ended else f"when step {status['step']} began"
+    return f"; {left} % left {moment}"
 
 
 def _policy_text(policy: Json) -> str:

@@ -1,13 +1,7 @@
 """What breaks and is made good: damaged files, too little memory, a process that hangs, a destroyed vector memory."""
 
 import errno
-import itertools
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,22 +9,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from agent.budget import Budget
 from agent.console import Console
 from agent.identity import IdentityError, check_model
 from agent.mending import mend
-from agent.metering import MeteredJobs
 from agent.trace import Trace, read_events
 from memory.records import read_json, write_json, write_jsonl
 from memory.store import RunStore
 from memory.vectors import EXAMPLES, open_memory
-from tools.contract import Json, ToolError
+from tools.contract import Json
 from tools.engines.base import Sampling
 from tools.engines.models import MODELS_DIR, WEIGHT_FILES, fingerprint, resolve_embedder
 from tools.engines.transformers_engine import TransformersEngine, _batches
-from tools.jobs.client import Heart, JobFailedError, WorkerClient
-from tools.jobs.job import MOST_DIVISION, Job, Usage
-from tools.jobs.machine import started_ticks
+from tools.jobs.job import MOST_DIVISION, Job
 from tools.jobs.worker import Resident, _serve, is_out_of_memory
 from tools.optimize.sft_worker import _is_complete, arguments
 
@@ -242,152 +232,6 @@ def test_smaller_batches_are_the_same_work(tiny_model: Path, run_dir: Path) -> N
         made = arguments(Job(run_dir / "jobs" / "key", resident), settings, 0)
         sizes.append(made["per_device_train_batch_size"] * made["gradient_accumulation_steps"])
     assert sizes == [16, 16, 16], "an update is made from as many examples"
-
-
-# --- a process that hangs
-
-
-def test_a_heart_beats_while_a_process_computes() -> None:
-    busy, idle = (
-        subprocess.Popen([sys.executable, "-c", code]) for code in ("while True: pass", "import time; time.sleep(99)")
-    )
-    try:
-        time.sleep(1.5)
-        hearts = [Heart(process.pid) for process in (busy, idle)]
-        silent = [0.0, 0.0]
-        for _ in range(100):
-            time.sleep(0.3)
-            silent = [heart.silent_s() for heart in hearts]
-            if silent[1] > 5.0 and silent[0] < silent[1]:
-                break
-        assert silent[0] < silent[1]
-        hearts[1].beat()
-        assert hearts[1].silent_s() < silent[1], "progress is a sign of life too"
-    finally:
-        for process in (busy, idle):
-            process.kill()
-            process.wait()
-
-
-def asleep(job: Job) -> Json:
-    """Hang in the first attempt, or in each one when told so."""
-    mark = job.folder / "tried"
-    if (job.folder / "always").exists() or not mark.exists():
-        mark.touch()
-        time.sleep(999)
-    return {"awake": True}
-
-
-@pytest.fixture
-def served_dir(run_dir: Path) -> Path:
-    """A run whose worker may read these tests."""
-    settings = {"model_dir": ".", "embedder_dir": ".", "readable": [str(REPO)], "closed": []}
-    write_json(run_dir / "worker.json", settings)
-    return run_dir
-
-
-@pytest.mark.parametrize("always", [False, True])
-def test_a_job_that_hangs_is_ended_and_done_again(served_dir: Path, always: bool) -> None:
-    told: list[tuple[str, str]] = []
-    with WorkerClient(served_dir, "made up") as client:
-        client.on_retry = lambda function, why: told.append((function, why))
-        client.heartbeat_s = 4.0
-        folder = client.folder("tests.test_mending:asleep", {})
-        folder.mkdir(parents=True)
-        if always:
-            (folder / "always").touch()
-            with pytest.raises(JobFailedError, match="died 2 times"):
-                client.run("tests.test_mending:asleep", {})
-        else:
-            assert client.run("tests.test_mending:asleep", {})[0] == {"awake": True}
-    assert told == [("tests.test_mending:asleep", "no sign of life")]
-
-
-def greedy(job: Job, needs: int) -> Json:
-    """Be ended by the system, as a process that wants too much memory, until batches are cut into so many parts."""
-    if job.resident.batch_divisor < needs:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"done": True}
-
-
-@pytest.mark.parametrize("needs", [2, MOST_DIVISION, 2 * MOST_DIVISION])
-def test_a_worker_that_the_system_ended_for_its_memory_goes_on_with_smaller_batches(
-    served_dir: Path, needs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kills = itertools.count()
-    monkeypatch.setattr("tools.jobs.client.num_memory_kills", lambda: next(kills))
-    told: list[str] = []
-    with WorkerClient(served_dir, "made up") as client:
-        client.on_retry = lambda _, why: told.append(why)
-        if needs > MOST_DIVISION:
-            with pytest.raises(JobFailedError, match="smaller model"):
-                client.run("tests.test_mending:greedy", {"needs": needs})
-        else:
-            assert client.run("tests.test_mending:greedy", {"needs": needs})[0] == {"done": True}
-            folder = client.folder("tests.test_mending:greedy", {"needs": needs})
-            assert read_json(folder / "result.json")["batch_divisor"] == needs
-    parts = [why.split("1/")[1][0] for why in told[:3]]
-    assert parts == ["2", "4", "8"][: len(parts)] and len(parts) == min(3, needs.bit_length() - 1)
-
-
-def test_a_worker_killed_by_hand_is_done_again_with_whole_batches(served_dir: Path) -> None:
-    told: list[str] = []
-    with WorkerClient(served_dir, "made up") as client, pytest.raises(JobFailedError, match="died 2 times"):
-        client.on_retry = lambda _, why: told.append(why)
-        client.run("tests.test_mending:greedy", {"needs": 2})
-    assert told == ["the worker ended (-9)"]
-
-
-def test_a_stopped_worker_of_a_killed_agent_is_ended(served_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.jobs.client.ORPHAN_S", 0.2)
-    with WorkerClient(served_dir, "made up") as orphaned:
-        orphaned.run("tests.test_mending:greedy", {"needs": 1})
-        assert orphaned.pid is not None
-        os.kill(orphaned.pid, signal.SIGSTOP)
-        with WorkerClient(served_dir, "made up again") as client:
-            client.heartbeat_s = 60.0
-            assert client.run("tests.test_mending:greedy", {"needs": 1})[0] == {"done": True}
-        assert started_ticks(orphaned.pid) is None
-
-
-def test_a_process_that_got_an_old_workers_number_is_left_alone(served_dir: Path) -> None:
-    write_json(served_dir / "worker.lock", {"pid": os.getpid(), "started": 1})
-    with WorkerClient(served_dir, "made up") as client:
-        assert client.run("tests.test_mending:greedy", {"needs": 1})[0] == {"done": True}
-
-
-@pytest.mark.parametrize("state", ["tool_error", "failed"])
-def test_what_a_refused_or_killed_job_cost_is_counted_once(run_dir: Path, state: str) -> None:
-    folder = run_dir / "jobs" / "costly"
-    cost = Usage(60.0, 90.0, 1000, 0.0, 0, 0, 400, 200)
-    write_json(folder / "spec.json", {"function": "tools.optimize.sft_worker:train", "args": {}, "inputs": {}})
-    write_json(folder / "status.json", {"state": state, "attempts": 1, "spent": cost._asdict()})
-    budget = Budget(10.0, None)
-    client = WorkerClient(run_dir, "made up")
-    jobs = MeteredJobs(client, budget)
-    assert (budget.used.cpu_s, budget.used.tokens, budget.used.teacher_input_tokens) == (91.0, 1001, 400)
-    whole = cost._replace(wall_s=100.0, cpu_s=150.0, tokens=1500)
-    write_json(folder / "result.json", {"value": {}, "usage": whole._asdict()})
-    jobs._count(folder)
-    jobs._count(folder)
-    assert budget.used == whole.plus(Usage(1.0, 1.0, 1)), "and the other job of the run"
-    assert budget.tokens_per_s("training") == budget.tokens_per_s(), "the rest of an attempt measures no speed"
-
-
-def refusing(job: Job) -> None:
-    """Read and then refuse."""
-    job.resident.trained_tokens += 77
-    raise ToolError("no")
-
-
-def test_a_job_that_is_refused_says_what_it_spent(run_dir: Path) -> None:
-    folder = run_dir / "jobs" / "refused"
-    write_json(folder / "spec.json", {"function": "tests.test_mending:refusing", "args": {}, "inputs": {}})
-    resident = Resident(run_dir)
-    for _ in range(2):  # done again it costs its tokens once
-        assert _serve(folder, resident)["state"] == "tool_error"
-        status = read_json(folder / "status.json")
-        assert (status["state"], status["spent"]["tokens"]) == ("tool_error", 77)
 
 
 # --- the vector memory

@@ -91,6 +91,7 @@ class Pages:
         self.templates.filters["linked"] = linked
         self.templates.filters["odds"] = odds
         self.templates.filters["limits"] = views.budget_text
+        self.templates.filters["left"] = views.left_text
         self.templates.globals["ARGUMENT"] = ARGUMENT
 
     def html(self, name: str, status_code: int = 200, **values: Any) -> HTMLResponse:
