@@ -10,7 +10,6 @@ import platform
 import re
 import subprocess
 import tomllib
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from agent.config import GIVEN_AGAIN, RunConfig
 from agent.console import Console
 from agent.identity import SCORED_CODE, SCORED_LIBRARIES, changed_parts, take_hashes
+from agent.moving import Places
 from agent.trace import Trace
 from memory.records import ID_LENGTH, file_sha256, write_json
 from tools.contract import Json
@@ -27,8 +27,6 @@ from tools.tasks import load_task
 
 MOST_NAMES = 8
 """Files of the program that one line names."""
-_BEFORE_PATH = r"(?<![^:=])"
-"""A path begins a setting, or stands behind its kind: jsonl:/..., scorer=python:/..."""
 _CODE = ("run_agent.py", "agent/**/*.py", "tools/**/*.py", "memory/**/*.py", "prompts/*")
 
 
@@ -45,35 +43,9 @@ def take_surroundings(config: RunConfig) -> Json:
     }
 
 
-def relocated(record: Any, places: Mapping[str, str]) -> Any:
-    """Return a run's record in which each path OLD, and all below it, is at NEW: of a run that came from elsewhere."""
-    if isinstance(record, dict):
-        return {relocated(name, places): relocated(value, places) for name, value in record.items()}
-    if isinstance(record, list):
-        return [relocated(value, places) for value in record]
-    if isinstance(record, str):
-        for old, new in places.items():
-            found = re.split(f"{_BEFORE_PATH}{re.escape(old)}(?![^/?&#])", record)
-            record = new.join(found)
-    return record
-
-
-def check_places(name: str, config: RunConfig) -> None:
-    """Raise ValueError, with the cure, for a file or folder that a run needs and that is not on this machine."""
-    settings = [config.model, config.planner, config.task, config.prices or "", *config.tools]
-    needed = [match for text in settings for match in re.findall(f"{_BEFORE_PATH}(/(?!/)[^?&#]*)", text)]
-    # The models' folder itself may be made again, where the program still is.
-    for path in (*map(Path, needed), Path(config.models_dir).parent):
-        if not path.exists():
-            raise ValueError(
-                f"{path}, which run {name} needs, is not there; put it back, or say where it is now (say, on another "
-                f"machine): `resume {name} --moved {path}=PATH`, once for each file or folder (with all in it)"
-            )
-
-
 def settle_changes(
     run_dir: Path, record: Json, config: RunConfig, fingerprint: str, accepted: bool, console: Console,
-    places: Mapping[str, str],
+    places: Places,
 ) -> None:  # fmt: skip
     """Write run.json with the settings to go on with, and what changed as an event; the run's lock is held.
 
@@ -89,11 +61,12 @@ def settle_changes(
     lines += [] if began is None else _difference(began, now)  # None: begun by an earlier version
     if lines:
         told = "\n".join(f"  {line}" for line in lines)
+        moved = "".join(f"--moved {old}={new} " for old, new in places.items())
         if not accepted:
             raise ValueError(
                 f"not all is as it was when run {run_dir.name} began or last went on:\n{told}\nNo score depends on it. "
                 f"To go on with it, repeat this command with --accept-changes (`resume {run_dir.name} "
-                "--accept-changes`); the trace will say so"
+                f"{moved}--accept-changes`); the trace will say so"
             )
         Trace(run_dir).emit("changes_accepted", changes=lines, revision=now["revision"])
         console.say(f"changed, and accepted:\n{told}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from agent import follow, views
 from agent.config import GIVEN_AGAIN, RunConfig, load_config, unknown
 from agent.methods_table import methods_table
+from agent.moving import read_places
 from agent.state import StopReason
 from memory.records import read_json
 from memory.store import BASE, GREEDY, RunStore
@@ -110,11 +111,7 @@ def resume(args: Namespace) -> Outcome:
     given = {name: vars(args)[name] for name in GIVEN_AGAIN if name in args}
     given |= {} if args.approve is None else {"approve": args.approve}
     given |= {"approve_tools": []} if args.approve is False else {}
-    places = dict(pair.split("=", 1) for pair in args.moved if "=" in pair)
-    if len(places) < len(args.moved):
-        raise ValueError("--moved takes OLD=NEW, two absolute paths, the old one once")
-    places = {old.rstrip("/"): str(Path(new).expanduser().resolve()) for old, new in places.items()}
-    return ended(resume_run(run_dir, Console(), None, given, args.accept_changes, places))
+    return ended(resume_run(run_dir, Console(), None, given, args.accept_changes, read_places(args.moved)))
 
 
 def ended(report: Json) -> Outcome:
@@ -195,7 +192,7 @@ def in_worker(run_dir: Path, function: str, work: Json, writable: tuple[Path, ..
             raise ValueError(str(problem)) from problem
         finally:
             # What stayed would be counted into the run's budget, and would stand for a folder deleted since.
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         return value
 
 

@@ -9,6 +9,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from agent.moving import file_name, without_folders
 from memory.records import content_id, file_sha256, read_json, write_json
 from memory.store import BASE, RunStore
 from tools.contract import Json, ToolError
@@ -16,6 +17,7 @@ from tools.engines.models import IDENTITY_FILES, PROMPT_FILES, WEIGHT_FILES, fin
 from tools.jobs.client import REPOSITORY
 from tools.refine.policy import datasets_of, settings_of
 from tools.tasks.base import Task
+from tools.tasks.options import split_spec
 from tools.tasks.training_view import source_files
 
 SPLITS = ("search", "gate", "final")
@@ -163,13 +165,13 @@ def chat_template(folder: Path) -> str | None:
     return None
 
 
-def _without_folders(task: Task) -> tuple[str, Json]:
+def _without_folders(task: Task) -> list[Json]:
     """Return the task's spec and scorer with files by their names: what is in them counts, not where they lie."""
-    text = json.dumps([task.spec, task.scorer])
-    for path in (*source_files(task), *(Path(task.scorer[key]) for key in ("file", "gold") if task.scorer.get(key))):
-        text = text.replace(f"{json.dumps(str(path.parent))[1:-1]}/", "")
-    spec, scorer = json.loads(text)
-    return spec, scorer
+    rubric = split_spec(task.spec).options.get("rubric")
+    files = [*map(str, source_files(task)), task.scorer.get("file"), task.scorer.get("gold"), rubric]
+    known = [file for file in files if file]
+    scorer = {key: file_name(value, known) for key, value in task.scorer.items()}
+    return [without_folders(task.spec, known), scorer]
 
 
 def _measured_path(store: RunStore) -> Path:

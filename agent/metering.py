@@ -118,16 +118,22 @@ class MeteredJobs:
         """Count what a job cost beyond what was counted of it; one that was refused or killed cost something, too."""
         if not (folder / "spec.json").exists():
             return
-        # status.json is gone where it was damaged, result.json is not there before the end
-        result, status = (_read(folder / name) for name in ("result.json", "status.json"))
-        usage = Usage(**(result.get("usage") or status.get("spent") or NO_USAGE._asdict()))
+        usage, attempts = spent_on(folder)
         before = self._counted.get(folder.name, NO_USAGE)
         if usage != before:
             self._counted[folder.name] = usage
             kind = WORK.get(read_json(folder / "spec.json")["function"])
             # What a killed attempt had done already took no time of this one: that is no measure of speed.
-            measures = kind in PRODUCTIVE and result and before == NO_USAGE and status.get("attempts") == 1
+            measures = kind in PRODUCTIVE and before == NO_USAGE and attempts == 1
             self.budget.add(usage.minus(before), kind if measures else None)
+
+
+def spent_on(folder: Path) -> tuple[Usage, int | None]:
+    """Return what a job cost, and in how many attempts; None when it has not finished or its status was damaged."""
+    result, status = (_read(folder / name) for name in ("result.json", "status.json"))
+    if result:
+        return Usage(**result["usage"]), status.get("attempts")
+    return Usage(**status.get("spent", NO_USAGE._asdict())), None
 
 
 def _read(path: Path) -> Json:

@@ -17,7 +17,7 @@ from agent import trace_view, views
 from agent.clock import earlier_clock, time_table
 from agent.commands import Outcome, printable
 from agent.follow_rows import Rows
-from agent.metering import WORK
+from agent.metering import WORK, spent_on
 from agent.policies import policy_rows
 from agent.sealing import looks_text
 from agent.statistics import ALPHA
@@ -239,9 +239,9 @@ def _ticks(most: float) -> list[float]:
 def _costs(run_dir: Path, status: Json) -> Json:
     """Return time and tokens by kind of work: as in report.json, or while there is none by the run's clock."""
     work: dict[str, Json] = defaultdict(lambda: {"jobs": 0, "tokens": 0})
-    for path in sorted((run_dir / "jobs").glob("*/result.json")):
-        row = work[WORK.get(read_json(path.with_name("spec.json"))["function"], "other tools")]
-        row |= {"jobs": row["jobs"] + 1, "tokens": row["tokens"] + read_json(path)["usage"]["tokens"]}
+    for path in sorted((run_dir / "jobs").glob("*/spec.json")):
+        row = work[WORK.get(read_json(path)["function"], "other tools")]
+        row |= {"jobs": row["jobs"] + 1, "tokens": row["tokens"] + spent_on(path.parent)[0].tokens}
     report = views.read_report(run_dir) if status["state"] not in ("running", "killed") else None
     events = [] if (run_dir / "clock.json").exists() else list(read_events(run_dir))  # an earlier version kept no clock
     time_s, _ = time_table(earlier_clock(run_dir, events)["time_s"], status["spent_s"])
@@ -259,7 +259,7 @@ def _costs(run_dir: Path, status: Json) -> Json:
         | {key: work[name][key] if name in work else None for key in ("jobs", "tokens")}
         for name, seconds in sorted(costs["time_s"].items(), key=lambda pair: -pair[1])
     ]
-    return costs | {"rows": rows, "from_report": "time_s" in (report or {})}
+    return costs | {"rows": rows}
 
 
 def _training_sets(store: RunStore) -> list[Json]:

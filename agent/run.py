@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from agent.approval import check_still_asked
 from agent.baseline import take_baseline
 from agent.budget import Budget, open_budget
-from agent.changes import check_places, relocated, settle_changes, take_surroundings
+from agent.changes import settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
 from agent.console import Console
@@ -27,6 +27,7 @@ from agent.graph import build_graph, run_graph
 from agent.identity import take_hashes
 from agent.mending import mend
 from agent.metering import MeteredJobs, peak_rss_gib, tell_retries
+from agent.moving import Places, check_places, moved_record
 from agent.nodes import Services
 from agent.planners import make_planner
 from agent.prices import load_prices
@@ -161,7 +162,7 @@ def from_anywhere(config: RunConfig, task_spec: str) -> RunConfig:
 
 def resume(
     run_dir: Path, console: Console, answer: Json | None = None, given: Json | None = None, accepted: bool = False,
-    places: Mapping[str, str] | None = None,
+    places: Places | None = None,
 ) -> Json:  # fmt: skip
     """Go on with a run that was stopped or killed; returns the report (the old one when it had ended).
 
@@ -178,10 +179,14 @@ def resume(
             console.say(f"run {run_dir.name} has ended: {report['stop_sentence']}")
             return report
     places, key = places or {}, job_fingerprint(record)
-    record = relocated(record, places)
+    record = moved_record(record, places)
     config = from_mapping(record["config"] | (given or {}))
     check_places(run_dir.name, config)
-    if fingerprint(resolve_model(config.model, Path(config.models_dir))) != record["identity"]["model"]:
+    try:
+        found = fingerprint(resolve_model(config.model, Path(config.models_dir)))
+    except ValueError as problem:
+        raise ValueError(f"{problem}; the run began with the base model {config.model!r}: put its files back") from None
+    if found != record["identity"]["model"]:
         raise ValueError(f"the base model {config.model!r} is not the one this run began with; put that one back")
     if given:  # what was brought as data was read when the run began, from files that need not be there any more
         config = dataclasses.replace(from_anywhere(dataclasses.replace(config, data=()), config.task), data=config.data)

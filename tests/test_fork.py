@@ -14,6 +14,7 @@ import pytest
 
 from agent import views
 from agent.fork import make_fork
+from agent.metering import spent_on
 from agent.run import job_fingerprint
 from agent.sealing import verdicts_before
 from agent.statistics import alpha_for
@@ -23,6 +24,7 @@ from memory.records import append_jsonl, read_json, read_jsonl, write_json, writ
 from memory.store import RunStore
 from run_agent import main
 from tests.test_run import finish, program, wait_for, write_task
+from tools.jobs.job import Usage
 
 Json = dict[str, Any]
 ROWS_TOOL = '''"""Training rows that need no model."""
@@ -142,6 +144,19 @@ def test_a_run_that_was_killed_and_moved_with_all_its_files_ends_as_if_it_had_no
 
 
 # --- what a fork shares
+
+
+def test_a_fork_pays_for_jobs_that_were_refused_before_it(family: Path) -> None:
+    for name in ("early", "late"):
+        folder = family / "jobs" / name
+        write_json(folder / "spec.json", {"function": "tools.optimize.sft_worker:train", "args": {}, "inputs": {}})
+        write_json(folder / "status.json", {"state": "tool_error", "spent": Usage(5.0, 9.0, 70)._asdict()})
+        (folder / "half.jsonl").touch()
+    os.utime(family / "jobs" / "early" / "status.json", (0, 0))
+    run_dir = make_fork(family, 5)
+    assert sorted(path.name for path in (run_dir / "jobs" / "early").iterdir()) == ["spec.json", "status.json"]
+    assert not (run_dir / "jobs" / "late").exists()
+    assert spent_on(run_dir / "jobs" / "early")[0] == Usage(5.0, 9.0, 70)
 
 
 def test_a_fork_holds_what_was_there_before_the_decision_and_nothing_later(family: Path) -> None:

@@ -62,7 +62,11 @@ def served_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("always", [False, True])
-def test_a_job_that_hangs_is_ended_and_done_again(served_dir: Path, always: bool) -> None:
+def test_a_job_that_hangs_is_ended_and_done_again(
+    served_dir: Path, always: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = itertools.count()  # of other processes
+    monkeypatch.setattr("tools.jobs.client.num_memory_kills", lambda: next(kills))
     told: list[tuple[str, str]] = []
     with WorkerClient(served_dir, "made up") as client:
         client.on_retry = lambda function, why: told.append((function, why))
@@ -125,8 +129,9 @@ def test_a_stopped_worker_of_a_killed_agent_is_ended(served_dir: Path, monkeypat
         assert started_ticks(orphaned.pid) is None
 
 
-def test_a_process_that_got_an_old_workers_number_is_left_alone(served_dir: Path) -> None:
-    write_json(served_dir / "worker.lock", {"pid": os.getpid(), "started": 1})
+@pytest.mark.parametrize("known", [{"pid": os.getpid(), "started": 1}, {"pid": 2**22 + 1, "started": None}, None])
+def test_a_worker_that_is_gone_holds_up_nobody(served_dir: Path, known: Json | None) -> None:
+    write_json(served_dir / "worker.lock", known)  # None: a damaged file
     with WorkerClient(served_dir, "made up") as client:
         assert client.run("tests.test_hanging:greedy", {"needs": 1})[0] == {"done": True}
 

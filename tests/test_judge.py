@@ -14,7 +14,7 @@ import pytest
 
 from agent.judge_check import agreement, check_judge
 from agent.views import final_lines, run_status, score_text
-from memory.records import read_json, read_jsonl
+from memory.records import read_json, read_jsonl, write_jsonl
 from tests.test_run import Flags, finish, only_run, program, write_task
 from tools.engines.base import Completion, Message, PromptTooLongError, Sampling
 from tools.tasks import load_task
@@ -151,6 +151,18 @@ def test_agreement_is_accuracy_with_interval_chance_and_kappa() -> None:
     assert found["ci95"][0] < 0.875 < found["ci95"][1]
     assert found["kappa"] == pytest.approx((0.875 - 0.5625) / (1 - 0.5625))
     assert agreement([True] * 4, [True] * 4)["kappa"] == 0.0
+
+
+def test_a_task_with_a_judge_is_read_again_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gold(tmp_path)
+    (tmp_path / "rubric.txt").write_text("Is it polite?")
+    write_jsonl(tmp_path / "notes.jsonl", [{"question": f"Write note {n}", "answer": "a note"} for n in range(20)])
+    lines = ('items = "notes.jsonl"', 'scorer = "judge:self"', 'gold = "gold.jsonl"', 'rubric = "rubric.txt"')
+    (tmp_path / "notes.toml").write_text("\n".join(lines))
+    task = load_task(str(tmp_path / "notes.toml"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_task(task.spec).scorer == task.scorer
 
 
 def test_a_judge_that_agrees_is_used_and_says_how_well(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def test_a_forks_final_split_is_no_first_look(run_dir: Path) -> None:
     report["final"]["looks_before"] = 3
     write_json(run_dir / "report.json", report)
     text = read(run_dir).text
-    assert text.count("opened again after 3 looks by this run's family") == 2 and "opened once" not in text
+    again = "opened again: its family had looked 3 times when this fork began"
+    assert text.count(again) == 2 and "opened once" not in text
 
 
 def test_each_candidate_has_its_verdict_and_why(run_dir: Path) -> None:

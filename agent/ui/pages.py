@@ -162,7 +162,7 @@ class Pages:
         """Costs, data, diagnosis."""
         run = self._run(request)
         values = report.details(run.run_dir, run.status(), run.store)
-        return self._about("details", run, whole=False, num_resumed=run.facts.num_resumed, **values)
+        return self._about("details", run, whole=False, **values)
 
     def follow(self, request: Request) -> Response:
         """Where an artifact came from and what it led to."""

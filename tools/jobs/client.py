@@ -134,8 +134,10 @@ class WorkerClient:
         self._process = None
 
     def _execute(self, spec: JobSpec, folder: Path) -> None:
-        deaths, divisor = 0, 1
-        while deaths < MAX_WORKER_DEATHS:
+        deaths, divisor, why = 0, 1, ""
+        while deaths < MAX_WORKER_DEATHS and divisor <= MOST_DIVISION:
+            if why:
+                self.on_retry(spec.function, why)
             process, memory_kills = self._start(), num_memory_kills()
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
@@ -143,34 +145,30 @@ class WorkerClient:
                 process.stdin.flush()
             answer = self._wait(process, spec, folder)
             if answer is not None:
-                self._settle(answer, spec, folder)
+                self._settle(answer, spec)
                 return
             if process.returncode is None:
-                why = "no sign of life"
+                deaths, why = deaths + 1, "no sign of life"
                 process.kill()
                 process.wait()
-            else:
-                why = f"the worker ended ({process.returncode})"
-            killed = process.returncode == -signal.SIGKILL and num_memory_kills() > memory_kills
-            if killed and divisor < MOST_DIVISION:
+            elif process.returncode == -signal.SIGKILL and num_memory_kills() > memory_kills:
                 divisor *= 2
                 why = f"out of memory, the system ended the worker; done with batches of 1/{divisor} of the size"
             else:
-                deaths += 1
-            if deaths < MAX_WORKER_DEATHS:
-                self.on_retry(spec.function, why)
+                deaths, why = deaths + 1, f"the worker ended ({process.returncode})"
+        how = f"{deaths} times in" if divisor == 1 else f"of too little memory, with batches of 1/{divisor // 2}, in"
         raise JobFailedError(
-            f"the worker died {MAX_WORKER_DEATHS} times in {spec.function} (out of memory? hung?); its output is in "
+            f"the worker died {how} {spec.function} (out of memory? hung?); its output is in "
             f"{self.run_dir / 'worker.log'}; choose a smaller model or batch, then resume the run"
         )
 
-    def _settle(self, answer: Json, spec: JobSpec, folder: Path) -> None:
+    def _settle(self, answer: Json, spec: JobSpec) -> None:
         if answer.get("why"):
             self.on_retry(spec.function, answer["why"])
         if answer["state"] == "tool_error":
             raise ToolError(answer["error"])
         if answer["state"] == "failed":
-            raise JobFailedError(f"{spec.function} failed: {answer['error']} (details: {folder / 'status.json'})")
+            raise JobFailedError(f"{spec.function} failed: {answer['error']} (details: {self.run_dir / 'worker.log'})")
 
     def _wait(self, process: "subprocess.Popen[str]", spec: JobSpec, folder: Path) -> Json | None:
         """Wait for the answer; None when the worker died or hangs (it then still runs). Tells progress meanwhile."""
@@ -236,12 +234,15 @@ def _end_orphan(lock: Path) -> None:
 
     The agent holds the run's lock, so a worker that is not its own is nobody's.
     """
-    try:
-        known, waits_until = json.loads(lock.read_text()), time.monotonic() + ORPHAN_S
-    except (FileNotFoundError, json.JSONDecodeError):  # no worker yet, or it was killed before it wrote its name
-        return
-    while started_ticks(known["pid"]) == known["started"]:
-        if time.monotonic() > waits_until:
+    known: Json = {}
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # no worker yet, or killed before it was named
+        known = dict(json.loads(lock.read_text()))
+    began = time.monotonic()
+    while known.get("started") and started_ticks(known["pid"]) == known["started"]:
+        silent_s = time.monotonic() - began
+        if silent_s > 2 * ORPHAN_S:
+            raise JobFailedError(f"the worker of an earlier agent, process {known['pid']}, does not end; end it")
+        if silent_s > ORPHAN_S:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(known["pid"], signal.SIGKILL)
         time.sleep(0.05)

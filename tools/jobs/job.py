@@ -5,7 +5,7 @@ function keeps there to resume from. A finished job is never run twice; an unfin
 
 status.json holds, under "spent", what all attempts took so far, written every few seconds: an attempt that is killed
 belongs to the job's cost. Its tokens are not in there: work that is done again costs its tokens once. Those of an
-attempt that ended by an error are.
+attempt that ended by an error are, until it is begun again.
 """
 
 import importlib

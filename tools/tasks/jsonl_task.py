@@ -100,6 +100,8 @@ def load_jsonl_task(path: Path, options: dict[str, Any], base: Path | None = Non
     scorer = make_spec(str(options["scorer"]), scorer_options, base or Path.cwd())
     if scorer["name"] == "python":  # the canonical spec is read again from any folder
         options = options | {"scorer": f"python:{scorer['file']}"}
+    beside = {key: str(((base or Path.cwd()) / options[key]).resolve()) for key in ("gold", "rubric") if key in options}
+    options = options | beside
     rows = list(_read_rows(path))
     refuse_where_verifiable(scorer, [row.item for row in rows])
     distinct = _drop_repeats(path, rows)

@@ -33,8 +33,13 @@ def split_spec(spec: str, what: str = "task") -> SpecParts:
 
 def join_spec(name: str, options: dict[str, str]) -> str:
     """Return the one text of a name and its options: options sorted, special characters percent-encoded."""
-    query = "&".join(f"{key}={quote(options[key], safe='/:,.[]+-')}" for key in sorted(options))
+    query = "&".join(f"{key}={quoted(options[key])}" for key in sorted(options))
     return f"{name}?{query}" if query else name
+
+
+def quoted(value: str) -> str:
+    """Return an option's value as it stands in a spec."""
+    return quote(value, safe="/:,.[]+-")
 
 
 def read_switch(name: str, value: object) -> bool:
