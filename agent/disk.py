@@ -24,6 +24,19 @@ ADAPTER_COPIES, FULL_COPIES = 7, 13
 weights are kept in two bytes each and trained in four)."""
 
 
+FULL = ("no space left", "disk is full", "disk quota exceeded")
+"""What the system and SQLite say when something finds no room."""
+
+
+def failure_text(error: BaseException, place: Path) -> str:
+    """Return what to tell of a failure, with the cure where a full disk is behind it. place: a folder on that disk."""
+    text = f"{type(error).__name__}: {error}"
+    if not any(words in text.lower() for words in FULL):
+        return text
+    free_mib = shutil.disk_usage(place).free / 2**20
+    return f"{text}; {free_mib:,.0f} MiB are free at {place}: make room there, then `resume`"
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files below a folder. A hard link counts fully: the other run may be deleted."""
     total = 0

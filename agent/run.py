@@ -22,6 +22,7 @@ from agent.changes import settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
 from agent.console import Console
+from agent.disk import failure_text
 from agent.folders import new_folder, training_task
 from agent.graph import build_graph, run_graph
 from agent.identity import take_hashes
@@ -326,7 +327,7 @@ def _loop(run_dir: Path, services: Services, console: Console) -> tuple[StopReas
     except KeyboardInterrupt:
         return StopReason.USER_STOPPED, None
     except FAILURES as error:
-        return StopReason.FAILED, f"{type(error).__name__}: {error}"
+        return StopReason.FAILED, failure_text(error, run_dir)
     finally:
         console.end()
 
@@ -339,7 +340,7 @@ def _open_final(services: Services, reason: StopReason) -> tuple[StopReason, str
     except KeyboardInterrupt:
         return StopReason.USER_STOPPED, None, None
     except FAILURES as error:
-        return StopReason.FAILED, f"{type(error).__name__}: {error}", None
+        return StopReason.FAILED, failure_text(error, services.store.run_dir), None
     finally:
         services.console.end()
     services.trace.emit("final", **final)

@@ -128,7 +128,7 @@ def full_disk(stage: Stage) -> Row:
     """No file can grow beyond 200 kB."""
     run = stage.run()
     run.go(file_bytes=200_000)
-    return run.row("disk is full", stage.reference, needs="File too large")
+    return run.row("no file may grow beyond 200 kB", stage.reference, needs="File too large")
 
 
 def full_file_system(stage: Stage) -> Row:
@@ -137,6 +137,7 @@ def full_file_system(stage: Stage) -> Row:
     aside = run.runs_dir.with_name(f"{run.runs_dir.name}-aside")
     run.runs_dir.rename(aside)
     run.runs_dir.mkdir()
+    run.log = aside.with_suffix(".log")  # what it says finds no room in the run's file system
     subprocess.run(["mount", "-t", "tmpfs", "none", run.runs_dir], check=True)
     try:
         shutil.copytree(aside, run.runs_dir, dirs_exist_ok=True)
@@ -153,7 +154,8 @@ def full_file_system(stage: Stage) -> Row:
         subprocess.run(["umount", run.runs_dir], check=True)
     run.runs_dir.rmdir()
     aside.rename(run.runs_dir)
-    return run.row("file system is full", stage.reference, needs="No space left")
+    run.log = run.log.rename(run.runs_dir / "said.log")
+    return run.row("file system is full", stage.reference, needs="are free at")
 
 
 def locked_database(stage: Stage) -> Row:

@@ -5,6 +5,7 @@ Whole runs that are killed: tests/test_run.py, and here one through every tool (
 
 import random
 import shutil
+import sqlite3
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent.disk import failure_text
 from agent.tool_host import ToolHost, ToolHostError
 from bench.driven import DrivenRun, damaged_files
 from bench.kill import differing, draw_aims, figures_of, killed_run, reference_of, tiny_scenario
@@ -112,6 +114,12 @@ def test_a_full_disk_does_not_end_what_is_told_beside_the_work() -> None:
 
     with repeated(fail, 0.01):
         pass
+
+
+def test_a_failure_for_want_of_room_names_the_cure(tmp_path: Path) -> None:
+    text = failure_text(sqlite3.OperationalError("database or disk is full"), tmp_path)
+    assert str(tmp_path) in text and "make room there, then `resume`" in text
+    assert failure_text(ValueError("no"), tmp_path) == "ValueError: no"
 
 
 HALF_A_LINE = """
