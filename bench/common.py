@@ -16,14 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 Json = dict[str, Any]
 
 
+BF16 = {"amx_bf16": "bf16 matrix units (AMX)", "avx512_bf16": "bf16 vector units (AVX-512)"}
+
+
 def machine() -> str:
     """Return processor, cores and memory in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line for line in lines if line.startswith("flags")), "")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    units = "with" if "amx_bf16" in flags else "without"
-    return f"{name}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {units} bf16 matrix units"
+    units = next((told for flag, told in BF16.items() if flag in flags), "no bf16 units")
+    return f"{name}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {units}"
 
 
 def start_run(**options: Any) -> Json:
