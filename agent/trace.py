@@ -4,7 +4,8 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   run_started   config, identity, isolation           run_resumed   config, identity, isolation
   observed      situation, menu[{tool, arguments (name -> its legal values), outcome (what it has brought)}]
   decided       action{tool,args}, decided_by, reasoning, logprob (of the tool), alternatives[{tool,logprob}], usage,
-                argument_logprobs (of each value among the legal ones; absent: unknown), problems
+                argument_logprobs (of each value among the legal ones; absent: unknown), problems,
+                probabilities[{argument (None = the tool), among[{values, probability}]}] (with the values not chosen)
   tool_started  tool, args, job
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence
