@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import views
+from agent import progress, views
 from agent.console import Console
 from tests.test_views import make_run, write_job
 
@@ -30,6 +30,6 @@ def test_a_step_that_ended_the_run_without_a_decision_is_not_counted(tmp_path: P
 def test_resume_says_where_it_goes_on(tmp_path: Path) -> None:
     run = make_run(tmp_path, ended=None)
     write_job(run, "key", "running", 4)
-    told = views.resumed_text(views.run_status(run))
+    told = progress.resumed_text(views.run_status(run))
     assert told.startswith(f"goes on with run {run.name}; steps: 1 taken of at most 200; killed at generate_data: ")
     assert "sample_items 4/9" in told and told.endswith("s spent; 1 accepted, 1 rejected")

@@ -252,8 +252,8 @@ def test_a_step_that_began_with_a_removed_model(family: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--at", "9"], "it has steps 1 to 7"),
-        (["--at", "0"], "it has steps 1 to 7"),
+        (["--at", "9"], "it decided steps 1 to 7"),
+        (["--at", "0"], "it decided steps 1 to 7"),
         (["--at", "2", "--planner", "rule"], "did you mean 'rules'?"),
         (["--at", "2", "--planner", "scripted:none.jsonl"], "there is no such file"),
         (["--at", "2", "--arg", "epochs=1"], "--force TOOL"),

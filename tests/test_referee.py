@@ -246,7 +246,7 @@ def test_a_forks_final_split_was_opened_before_by_its_family(make: Any, monkeypa
     assert opened_text(referee.final()) == "opened once"
     (referee.folder / "final.json").unlink()
     write_json(path, read_json(path) | {"family": {"looks": {"gate": 4, "final": 3}}})
-    told = "opened again: its family had looked 3 times when this fork began"
+    told = "opened again (its family had looked 3 times when this fork began)"
     final = referee.final()
     assert opened_text(final) == told
     assert event_lines({"kind": "final"} | final, REASONING_LENGTH)[0] == f"final split, {told}"

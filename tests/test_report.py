@@ -117,7 +117,7 @@ def test_a_forks_final_split_is_no_first_look(run_dir: Path) -> None:
     report["final"]["looks_before"] = 3
     write_json(run_dir / "report.json", report)
     text = read(run_dir).text
-    again = "opened again: its family had looked 3 times when this fork began"
+    again = "opened again (its family had looked 3 times when this fork began)"
     assert text.count(again) == 2 and "opened once" not in text
 
 
