@@ -16,7 +16,7 @@ function percent(plot, value) {
 function options(place) {
   const axis = { stroke: colour("ink"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line") } };
   const alone = (plot) => plot.data[0].length === 1; // a line through one point is none
-  const line = (label, name, more) => ({ label, stroke: colour(name), width: 2, points: { show: alone }, value: percent, ...more });
+  const line = (label, name, more) => ({ label, stroke: colour(name), width: 2, points: { show: alone, size: 8, fill: colour(name) }, value: percent, ...more });
   return {
     width: place.clientWidth,
     height: 300,
