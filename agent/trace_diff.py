@@ -49,13 +49,12 @@ class Step(NamedTuple):
 def diff(run_a: Path, run_b: Path) -> Json:
     """Return where two runs part and why, and a row for each step.
 
-    {"a", "b", "related", "settings": fields that differ, "num_steps", "parted", "decided_differently",
-    "not_compared", "counts", "rows", "ends", "final"}.
-    "num_steps" counts decisions; what a run saw last and decided nothing on is no step.
+    {"a", "b", "related", "settings": fields that differ, "num_steps" (decided ones), "parted",
+    "decided_differently", "not_compared", "counts", "rows", "ends", "final"}.
     "not_compared" is what only one of the runs recorded, being of another version; [] where both recorded the same.
     "related" says in words which of the two came from the other, None where neither did. "ends" holds of each run its
-    verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened).
-    "final": whether their scores on the final split differ, see `final_pair`.
+    verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened), of
+    which "final" beside it says whether they differ, see `final_pair`.
     "parted" is the first step with any difference and "decided_differently" the first with another call, both None
     when there is none; see `_place`. A row is {"step", "how", "a", "b", "differs"} with the calls in words and the
     fields that make the difference beside the call; how: "same", "different tool", "different arguments",
@@ -68,9 +67,7 @@ def diff(run_a: Path, run_b: Path) -> Json:
     not_compared: set[str] = set()
     num_steps = {"a": 0, "b": 0}
     replays = _is_replay(run_a, run_b)
-    for number, (a, b) in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
-        if not any(step and step.decision for step in (a, b)):
-            continue
+    for number, a, b in _decided_steps(run_a, run_b):
         if a and b:
             a, b, left_out = _comparable(a, b, BUDGET_TELLS if replays else ())
             not_compared |= left_out
@@ -95,21 +92,25 @@ def diff(run_a: Path, run_b: Path) -> Json:
         "not_compared": sorted(not_compared),
         "counts": dict(Counter(row["how"] for row in rows)),
         "rows": rows,
-        "ends": {
-            name: {"verdicts": verdicts[name], "final": (views.read_report(run_dir) or {}).get("final")}
-            for name, run_dir in (("a", run_a), ("b", run_b))
-        },
+        "ends": {name: _end(run_dir, verdicts[name]) for name, run_dir in (("a", run_a), ("b", run_b))},
         "final": final_pair(run_a, run_b),
     }
 
 
+def _end(run_dir: Path, verdicts: list[Json]) -> Json:
+    return {"verdicts": verdicts, "final": (views.read_report(run_dir) or {}).get("final")}
+
+
+def _decided_steps(run_a: Path, run_b: Path) -> Iterator[tuple[int, Step | None, Step | None]]:
+    for number, pair in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
+        if any(step and step.decision for step in pair):
+            yield number, *pair
+
+
 def _is_replay(run_a: Path, run_b: Path) -> bool:
     """Whether one of the two repeats the other."""
-    return any(views.open_run(one).get("replay_of", {}).get("run") == other.name for one, other in _both(run_a, run_b))
-
-
-def _both(run_a: Path, run_b: Path) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-    return (run_a, run_b), (run_b, run_a)
+    pairs = ((run_a, run_b), (run_b, run_a))
+    return any(views.open_run(one).get("replay_of", {}).get("run") == other.name for one, other in pairs)
 
 
 def _related(run_a: Path, run_b: Path) -> str | None:

@@ -20,7 +20,7 @@ function options(place) {
   return {
     width: place.clientWidth,
     height: 300,
-    scales: { x: { time: false, range: (plot, low, high) => (low === high ? [low - 0.5, high + 0.5] : [low, high]) }, y: { range: [0, 100] } },
+    scales: { x: { time: false, range: (plot, low, high) => (alone(plot) ? [plot.data[0][0] - 0.5, plot.data[0][0] + 0.5] : [low, high]) }, y: { range: [0, 100] } },
     axes: [{ ...axis, label: "step", incrs: WHOLE }, { ...axis, size: 60, values: (plot, ticks) => ticks.map((tick) => `${tick} %`) }],
     series: [
       { label: "step" },
