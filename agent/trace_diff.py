@@ -25,6 +25,8 @@ MOST_FIELDS = 12
 """Differing fields that the text names where two runs part; --json names all."""
 MOST_FIELDS_OF_A_ROW = 4
 """And of each step in the table."""
+FIRST = ("accepted", "search_score", "gain_on_search", "num_fixed", "num_broken", "p_value")
+"""Of a result that differs, what is named first: verdict and scores."""
 LEGAL = "legal"
 """Shown of a tool on the menu without arguments, or of a version that recorded the tools' names alone."""
 BUDGET_TELLS = ("budget_left_percent", "tokens_per_point", "last_action", "menu")
@@ -132,7 +134,10 @@ def _differs(how: str, a: Step | None, b: Step | None) -> list[Json]:
     """Return the fields that differ in a step of this kind; after different calls the results have no common ground."""
     if a is None or b is None or how not in ("different result", "different situation"):
         return []
-    return different(a.outcome, b.outcome) if how == "different result" else different(a.situation, b.situation)
+    if how == "different situation":
+        return different(a.situation, b.situation)
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    return sorted(different(a.outcome, b.outcome), key=lambda row: ranks.get(row["field"].split(".")[-1], len(FIRST)))
 
 
 def _settings(run_dir: Path, left_out: tuple[str, ...]) -> Json:

@@ -202,3 +202,11 @@ def test_final_scores_that_do_not_compare_say_why(runs_dir: Path, cli: Cli) -> N
     assert "not kept by the version that made a" in cli("diff", "a", "b")[1]
     end_with(runs_dir / "b", {"one": True, "three": False})
     assert "final split not compared item by item: not the same items" in cli("diff", "a", "b")[1]
+
+
+def test_of_a_different_result_verdict_and_scores_come_first(runs_dir: Path, cli: Cli) -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        result = {"ci95": [number], "dataset": number, "search_score": number, "accepted": number > 1}
+        step(begin(runs_dir, name), 1, result=result)
+    fields = [row["field"] for row in cli.json("diff", "a", "b")["rows"][0]["differs"]]
+    assert fields == ["result.accepted", "result.search_score", "result.ci95[0]", "result.dataset"]
