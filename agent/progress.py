@@ -38,9 +38,5 @@ def _work_text(status: Json) -> str:
 
 
 def left_text(status: Json) -> str:
-    """Return how much of the budget was left when, with its semicolon; nothing before step 1."""
-    if (left := status["budget_left_percent"]) is None:
-        return ""
-    ended = status["state"] == "finished" and status["step"] > status["steps"]
-    moment = "at the end, before the final split" if ended else f"when step {status['step']} began"
-    return f"; {left} % left {moment}"
+    """Return how much of the budget is left, with its semicolon; nothing before it is known."""
+    return "" if status["budget_left_percent"] is None else f"; {status['budget_left_percent']} % left"

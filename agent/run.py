@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.approval import check_still_asked
 from agent.baseline import take_baseline
-from agent.budget import Budget, open_budget
+from agent.budget import Budget, check_tokens, open_budget
 from agent.changes import settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
@@ -28,7 +28,7 @@ from agent.identity import take_hashes
 from agent.mending import mend
 from agent.metering import MeteredJobs, peak_rss_gib, tell_retries
 from agent.moving import Places, check_places, moved_record
-from agent.nodes import Services
+from agent.nodes import Services, begun_calls, end_text
 from agent.planners import make_planner
 from agent.prices import load_prices
 from agent.progress import resumed_text
@@ -94,6 +94,7 @@ def start(config: RunConfig, console: Console) -> Json:
                 raise ValueError(unknown("tool", name, known))
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
     load_prices(config)
+    check_tokens(config)
     config = from_anywhere(config, task.spec)
     model_dir = resolve_model(config.model, Path(config.models_dir))
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
@@ -105,7 +106,9 @@ def start(config: RunConfig, console: Console) -> Json:
         console.say(source_text(source.manifest))
     for note in unused_notes(sources, config.teacher, config.tools):
         console.say(note)
-    return _work(create_run(config, task, model_dir, splits, seed, sources), config, console, began)
+    run_dir = create_run(config, task, model_dir, splits, seed, sources)
+    console.say(f"run {run_dir.name} begins in {run_dir.parent}; `run_agent.py status` and `ui` show it while it works")
+    return _work(run_dir, config, console, began)
 
 
 def create_run(
@@ -239,7 +242,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
             open_client(run_dir, record, job_fingerprint(record), console.progress) as client,
             ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
             nullcontext(MeteredJobs(client, budget, clock["time_s"])) as jobs,
-            repeated(lambda: write_clock(run_dir, budget.spent_s, jobs.time_s())),
+            repeated(lambda: write_clock(run_dir, budget.spent_s, jobs.time_s(), budget.share_left())),
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):
             tell_retries(client, trace, console, 60 * config.heartbeat_minutes)
@@ -247,7 +250,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
             about = {"config": record["config"], "identity": record["identity"], "isolation": isolation()}
             trace.emit("run_resumed" if resumed else "run_started", **about)
             services = _services(config, task, jobs, tools, scorer, budget, trace, console)
-            services.answer = answer
+            services.answer, services.begun = answer, begun_calls(events)
             with interruptible(run_dir, services.stop_requested, console):
                 reason, error = _loop(run_dir, services, console)
                 final = None
@@ -354,10 +357,11 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
     wall_s = services.budget.spent_s
     time_s, overhead_share = time_table(services.jobs.time_s(), wall_s)
     facts = facts_of(run_dir)
+    sentence = end_text(reason, read_events(run_dir))
     report = {
         "run": run_dir.name,
         "stop_reason": reason.value,
-        "stop_sentence": reason.sentence,
+        "stop_sentence": sentence,
         "error": error,
         "wall_s": round(wall_s, 1),
         "tokens": services.budget.used.tokens,
@@ -379,7 +383,7 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
         "final": final,
     }
     write_json(run_dir / "report.json", report)
-    services.trace.emit("run_stopped", reason=reason.value, sentence=reason.sentence, error=error)
+    services.trace.emit("run_stopped", reason=reason.value, sentence=sentence, error=error)
     services.console.final(report)
     if report["scorer_errors"]:
         first = services.referee.scorer.errors.first

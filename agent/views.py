@@ -210,6 +210,8 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
     """
     record, state = open_run(run_dir), run_state(run_dir, facts)
     facts, store, report = facts or facts_of(run_dir), store or RunStore(run_dir), read_report(run_dir)
+    clock = read_clock(run_dir)
+    left = facts.budget_left_percent if "share_left" not in clock else round(100 * clock["share_left"])
     champion, policy = store.champion(), store.policy(store.champion_policy())
     verdicts = [verdict["accepted"] for verdict in store.all_verdicts()]
     return {
@@ -233,8 +235,8 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
         "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
         "looks": looks_of(record),
         "decided_by": dict(facts.decided_by),
-        "budget_left_percent": facts.budget_left_percent,
-        "spent_s": round(max(facts.spent_s, read_clock(run_dir)["spent_s"]), 1),
+        "budget_left_percent": left,
+        "spent_s": round(max(facts.spent_s, clock["spent_s"]), 1),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
         "question": report.get("question") if report and state == "waiting" else None,

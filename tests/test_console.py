@@ -32,7 +32,7 @@ def test_a_step_that_ended_the_run_without_a_decision_is_not_counted(tmp_path: P
     status = views.run_status(run)
     assert (status["step"], status["steps"]) == (2, 1)
     text = views.status_text(status)
-    assert "step       1 taken of at most 200" in text and "92 % left at the end, before the final split" in text
+    assert "step       1 taken of at most 200" in text and "; 92 % left" in text
     assert "  rules    1 " in views.list_text([status])
 
 

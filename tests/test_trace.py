@@ -226,7 +226,7 @@ def test_since_is_written_as_events_write_their_time() -> None:
 
 def test_every_kind_of_event_can_be_chosen() -> None:
     text = "".join(path.read_text() for path in (REPO / "agent").glob("*.py"))
-    emitted = set(re.findall(r'\.emit\("(\w+)"', text)) | set(re.findall(r'\.emit\("\w+" if \w+ else "(\w+)"', text))
+    emitted = set(re.findall(r'\.emit\(\s*"(\w+)"', text)) | set(re.findall(r'\.emit\("\w+" if \w+ else "(\w+)"', text))
     assert {"observed", "run_started"} <= emitted <= set(KINDS)
 
 

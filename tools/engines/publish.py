@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from memory.records import read_jsonl
 from memory.store import BASE, FINAL_ARMS, GREEDY, RunStore, opened_text
 from memory.vectors import frozen_examples
 from tools.contract import Json, ToolError
@@ -180,14 +181,20 @@ def _score_row(split: str, name: str, score: Json) -> str:
 
 def _lineage_table(store: RunStore, model_id: str) -> list[str]:
     rows = ["| model | parent | datasets | examples | settings | verdict |", "|---|---|---|---|---|---|"]
-    verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
+    details = {row["candidate"]: row for row in read_jsonl(store.run_dir / "referee" / "verdicts.jsonl")}
     for model in store.lineage(model_id):
         settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
-        verdict: Any = verdicts.get(model["id"])
-        said = "none" if verdict is None else f"{'accepted' if verdict['accepted'] else 'rejected'} (n={verdict['n']})"
+        said = _verdict_text(details.get(model["id"]))
         cells = (model["id"], model["parent"], " ".join(model["datasets"]), model["num_examples"], settings, said)
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return rows
+
+
+def _verdict_text(detail: Any) -> str:
+    if detail is None:
+        return "none"
+    told = f"{detail['num_fixed']} fixed, {detail['num_broken']} broken of n={detail['num_items']}"
+    return f"{'accepted' if detail['accepted'] else 'rejected'} ({told})"
 
 
 def _loading(base: str, adapter_only: bool) -> list[str]:
