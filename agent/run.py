@@ -8,7 +8,6 @@ import fcntl
 import shutil
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from agent.moving import Places, check_places, moved_record
 from agent.nodes import Services, begun_calls, end_text
 from agent.planners import make_planner
 from agent.prices import load_prices
+from agent.progress import resumed_text
 from agent.referee import Referee, Scoring
 from agent.replay_jobs import open_client
 from agent.sealing import (
@@ -48,7 +48,8 @@ from agent.state import StopReason
 from agent.stopping import interruptible
 from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
-from agent.views import open_run, provable_text, resumed_text, run_status
+from agent.trace_facts import facts_of
+from agent.views import open_run, provable_text, run_status
 from memory.lessons import lessons_file, lock_file
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
@@ -355,8 +356,7 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
     verdicts = services.store.all_verdicts()
     wall_s = services.budget.spent_s
     time_s, overhead_share = time_table(services.jobs.time_s(), wall_s)
-    decisions = {event["step"]: event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided"}
-    decided_by = Counter(decisions.values())
+    facts = facts_of(run_dir)
     sentence = end_text(reason, read_events(run_dir))
     report = {
         "run": run_dir.name,
@@ -369,8 +369,9 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
         "overhead_share": round(overhead_share, 4),
         "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
         "peak_rss_gib": round(peak_rss_gib([services.jobs.client.pid, services.tools.pid]), 2),
-        "decided_by": dict(decided_by),
-        "steps": len(decisions),
+        "decided_by": dict(facts.decided_by),
+        "steps": sum(facts.decided_by.values()),
+        "resumes": facts.num_resumed,
         "scorer_errors": services.referee.scorer.errors.count + _num_unscored(services.store),
         "scorer_note": services.referee.scorer.note([], []),
         "accepted": sum(verdict["accepted"] for verdict in verdicts),

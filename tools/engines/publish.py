@@ -105,7 +105,7 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         "---",
         f"# {Path(config['model']).name}, improved by Autodidact",
         "",
-        f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}), {_origin(model_id)}",
+        f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}{_parent(record)}), {_origin(model_id)}",
         f"to `{config['task']}`. These files: {how}.",
         "",
         *_brought(store, model_id),
@@ -127,6 +127,11 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         *policy_section(store, model_id),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parent(record: Json) -> str:
+    origin = record.get("forked_from")
+    return f", a fork of run `{origin['run']}` at step {origin['step']}" if origin else ""
 
 
 def _origin(model_id: str) -> str:
