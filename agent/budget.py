@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.config import RunConfig
 from agent.disk import folder_bytes
@@ -17,7 +18,6 @@ from agent.prices import Prices, load_prices, paid_models
 from agent.trace import Event
 from tools.jobs.job import NO_USAGE, Usage
 
-UNITS = ("seconds", "tokens", "cpu_seconds", "gpu_seconds", "usd", "gib")
 FINAL_MARGIN = 1.25
 """The final evaluation is projected from the baseline's cost; a busy machine may need more."""
 START_UP_S = 4.0
@@ -28,6 +28,35 @@ UNMEASURED = Usage(1.0, 1.0, 300)
 """How quick a machine is taken to be before anything was measured."""
 LOOK_S = 1.0
 """The folder's size is not looked up more often."""
+UNITS = {
+    "seconds": "{:,.0f} s",
+    "tokens": "{:,.0f} tokens",
+    "cpu_seconds": "{:,.0f} CPU seconds",
+    "gpu_seconds": "{:,.0f} GPU seconds",
+    "usd": "{:,.4f} USD",
+    "gib": "{:,.3f} GiB",
+}
+"""What is limited, and how an amount of it is written."""
+
+
+def amount_text(unit: str, amount: float) -> str:
+    """Return an amount of one of the UNITS in words."""
+    return UNITS[unit].format(max(0.0, amount))
+
+
+class Shortage(NamedTuple):
+    """Why an action cannot be afforded: amounts of one of the UNITS."""
+
+    unit: str
+    needed: float
+    kept: float
+    """For the final evaluation."""
+    left: float
+
+    def text(self) -> str:
+        """Return it in words: what is needed, kept back and left."""
+        kept = f" beside {amount_text(self.unit, self.kept)} for the final evaluation" if self.kept else ""
+        return f"about {amount_text(self.unit, self.needed)}{kept}, and {amount_text(self.unit, self.left)} are left"
 
 
 @dataclass
@@ -150,7 +179,13 @@ class Budget:
     def affords(
         self, tokens: float, reserved_tokens: float, kind: str | None = None, gib: float = 0.0, usd: float = 0.0
     ) -> bool:
-        """Whether an action of this kind (None = several) fits beside what is kept back for the final evaluation.
+        """Whether an action fits beside what is kept back for the final evaluation (see `shortage`)."""
+        return self.shortage(tokens, reserved_tokens, kind, gib, usd) is None
+
+    def shortage(
+        self, tokens: float, reserved_tokens: float, kind: str | None = None, gib: float = 0.0, usd: float = 0.0
+    ) -> Shortage | None:
+        """Return the first unit of which an action of this kind (None = several) would take too much; None = none.
 
         gib: what the action may add to the folder. usd: what it pays a teacher. A decision is expected to cost what
         the earlier ones did.
@@ -160,8 +195,11 @@ class Budget:
         beside = {"seconds": START_UP_S, "gib": gib + FINAL_GIB}
         for unit, paid in (("usd", usd), ("tokens", 0)):
             beside[unit] = paid + sum(one[unit] for one in self.decisions) / max(1, len(self.decisions))
-        costs = (spent, action, final, beside)
-        return all(sum(cost.get(unit, 0.0) for cost in costs) <= limit for unit, limit in self.limits.items())
+        for unit, limit in self.limits.items():
+            needed, left = action.get(unit, 0.0) + beside.get(unit, 0.0), limit - spent.get(unit, 0.0)
+            if needed + final.get(unit, 0.0) > left:
+                return Shortage(unit, needed, final.get(unit, 0.0), left)
+        return None
 
     def _usd(self, setting: str, num_input: float, num_output: float) -> float:
         return self.prices.of_tokens(self.models.get(setting, ""), num_input, num_output)
@@ -178,6 +216,16 @@ class Budget:
         if now - self._size[0] > LOOK_S:
             self._size = now, folder_bytes(self.folder) / 2**30
         return self._size[1]
+
+
+def check_tokens(config: RunConfig) -> None:
+    """Raise ValueError for a token budget that not even the scores fit into."""
+    num_scored = 2 * config.search_items + 3 * config.final_items
+    if config.budget_tokens is not None and config.budget_tokens < num_scored:
+        raise ValueError(
+            f"--budget-tokens {config.budget_tokens} is too few: {num_scored} answers are scored in any case, of some "
+            "tokens each; the default task needs about 100000 for one training with its verdict"
+        )
 
 
 def open_budget(run_dir: Path, config: RunConfig, earlier_s: float, events: list[Event]) -> Budget:

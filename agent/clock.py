@@ -1,4 +1,6 @@
-"""The run's clock, <run>/clock.json {"spent_s", "time_s" (by kind of work)}, written every few seconds while it works.
+"""The run's clock, <run>/clock.json {"spent_s", "time_s" (by kind of work), "share_left" (of the budget)}.
+
+It is written every few seconds while the run works.
 
 The trace tells the time only when something happens, and a training may take hours: a run that was killed in one would
 get them back. What a fork's parent spent stands in the fork's table as one row.
@@ -25,9 +27,10 @@ def read_clock(run_dir: Path) -> Json:
     return clock
 
 
-def write_clock(run_dir: Path, spent_s: float, time_s: dict[str, float]) -> None:
-    """Write it, atomically."""
-    write_json(run_dir / "clock.json", {"spent_s": round(spent_s, 2), "time_s": time_s})
+def write_clock(run_dir: Path, spent_s: float, time_s: dict[str, float], share_left: float = 1.0) -> None:
+    """Write it, atomically. share_left: of the budget, between 0 and 1."""
+    clock = {"spent_s": round(spent_s, 2), "time_s": time_s, "share_left": round(share_left, 4)}
+    write_json(run_dir / "clock.json", clock)
 
 
 def earlier_clock(run_dir: Path, events: Sequence[Event]) -> Json:

@@ -111,6 +111,8 @@ def resume(args: Namespace) -> Outcome:
     given = {name: vars(args)[name] for name in GIVEN_AGAIN if name in args}
     given |= {} if args.approve is None else {"approve": args.approve}
     given |= {"approve_tools": []} if args.approve is False else {}
+    if given and views.run_state(run_dir) == "finished":
+        raise ValueError(f"run {run_dir.name} has ended, so no setting changes it; `fork` it, or start a new run")
     return ended(resume_run(run_dir, Console(), None, given, args.accept_changes, read_places(args.moved)))
 
 
@@ -159,6 +161,8 @@ def export(args: Namespace) -> Outcome:
         exported = in_worker(run_dir, "tools.engines.publish:export_model", work, (partial,))
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = [*exported["files"], "README.md", *write_policy(store, partial)]
+        for path in partial.iterdir():  # safetensors are written for their owner alone
+            shutil.copymode(partial / "README.md", path)
         if target.exists():
             target.rmdir()
         partial.rename(target)

@@ -106,7 +106,7 @@ class Console:
                 self.say(f"  {line}")
             self.say(f"  {gain_text(final['gain'])}")
         self.say(f"Accepted {report['accepted']}, rejected {report['rejected']} candidates in {report['steps']} steps.")
-        self.say(f"Looks at sealed items: {looks_text(report['looks'])}.")
+        self.say(f"Looks at sealed items: {looks_text(report['looks'], report['resumes'])}.")
         for name, seconds in report["time_s"].items():
             self.say(f"  {name:<22} {seconds:7.1f} s  {100 * seconds / max(report['wall_s'], 1e-9):5.1f} %")
         self.say(
@@ -129,11 +129,16 @@ def note_text(score: Json) -> str:
 
 def gain_text(gain: Json) -> str:
     """Return the champion's gain over the better baseline on the final items, in words."""
+    return f"champion against {gain['over'].replace('_', ' ')}: {change_text(gain)}"
+
+
+def change_text(gain: Json) -> str:
+    """Return in words what `agent.figures.gain` found between two models' answers to the same items."""
     clear = min(gain["p_better"], gain["p_worse"]) < 0.025
     direction = "no clear change" if not clear else "better" if gain["p_better"] < 0.025 else "WORSE"
     points = f"estimated {100 * gain['points']:+.1f} points {_interval(gain['ci95'])} (one change added on each side)"
     changed = f"{gain['num_fixed']} items fixed, {gain['num_broken']} broken"
-    return f"champion against {gain['over'].replace('_', ' ')}: {direction}, {points}; {changed}"
+    return f"{direction}, {points}; {changed}"
 
 
 def _interval(ci95: list[float]) -> str:

@@ -117,9 +117,12 @@ def _events_until(parent: Path, step: int) -> list[Event]:
         events.append(event)
         if event["kind"] == "observed" and event["step"] == step:
             return events
-    last = max((event["step"] for event in events if event["kind"] == "observed"), default=0)
-    known = f"steps 1 to {last}" if last else "no step yet"
-    raise ValueError(f"run {parent.name} has no step {step} to decide anew; it has {known}")
+    raise ValueError(f"run {parent.name} has no step {step} to decide anew; {_decided(parent)}")
+
+
+def _decided(parent: Path) -> str:
+    last = max((event["step"] for event in read_events(parent) if event["kind"] == "decided"), default=0)
+    return f"it decided steps 1 to {last}" if last else "it decided no step"
 
 
 def _share_what_was_there(parent: Path, run_dir: Path, step: int, moment: float) -> None:
@@ -198,7 +201,7 @@ def _copy_checkpoints(parent: Path, run_dir: Path, step: int) -> Json:
             # A person may have had a step decided several times: the first is the one to decide anew.
             before = [one for one in history if one.next == BEFORE_THE_DECISION and one.values.get("step") == step]
             if not before:
-                raise ValueError(f"run {parent.name} ended before it could decide step {step}; fork an earlier step")
+                raise ValueError(f"run {parent.name} ended before it could decide step {step}; {_decided(parent)}")
             last = before[-1].config["configurable"]["checkpoint_id"]
             for saved in sorted(old.list(old_thread), key=lambda one: one.checkpoint["id"]):
                 if saved.checkpoint["id"] <= last:

@@ -1,12 +1,12 @@
 """What happens in each node of the loop. A node knows the services, never the next node."""
 
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from langgraph.runtime import Runtime
 
-from agent.budget import Budget
+from agent.budget import Budget, Shortage
 from agent.collapse import collapse_sign, plateau_sign
 from agent.config import RunConfig
 from agent.console import Console
@@ -17,10 +17,11 @@ from agent.planners import Choice, Decision, InvalidDecision, Planner
 from agent.planners.base import check_decision
 from agent.planners.fixed import RulesPlanner, decision
 from agent.referee import Door, Referee
-from agent.situation import build_menu, build_situation, calls_of, situation_text, told_calls
+from agent.situation import build_menu, build_situation, situation_text, told_calls, too_dear
 from agent.state import State, StopReason
 from agent.tool_host import ToolHost
-from agent.trace import Trace
+from agent.trace import Event, Trace
+from agent.trace_view import call_text
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore, candidate_of, policy_candidate
 from tools.contract import Json, ToolError
@@ -56,6 +57,8 @@ class Services:
     """Not empty once the user asked to stop (Ctrl-C)."""
     answer: Json | None = None
     """A person's answer to the question at which the run stopped (see agent/approval.py)."""
+    begun: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What was spent when each call first began, of calls that an earlier process began."""
     question: Json | None = None
     """What the run stops to ask a person, for the report."""
 
@@ -75,12 +78,14 @@ def observe(state: State, runtime: Runtime[Services]) -> State:
         menu = [choice for choice in menu if choice["tool"] != refused["tool"]] or menu
     # Without the descriptions, which no choice changes: a few kB at most.
     legal = [{name: value for name, value in choice.items() if name != "description"} for choice in menu]
-    services.trace.emit("observed", step=step, situation=situation, menu=legal)
+    lacking = None if menu else too_dear(offers, services.store, services.budget, told)
+    services.trace.emit(
+        "observed", step=step, situation=situation, menu=legal, **{"too_dear": lacking} if lacking else {}
+    )
     services.console.observed(step, situation)
     update: State = {"step": step, "situation": situation, "menu": [dict(choice) for choice in menu], "told": told}
     if not menu:
-        left = any([offer["tool"], call] not in told for offer in offers for call in calls_of(offer))
-        update["stop_reason"] = (StopReason.BUDGET if left else StopReason.NO_ACTION).value
+        update["stop_reason"] = (StopReason.BUDGET if lacking else StopReason.NO_ACTION).value
     return update
 
 
@@ -130,9 +135,8 @@ def act(state: State, runtime: Runtime[Services]) -> State:
     name, args = state["decision"]["tool"], state["decision"]["args"]
     key = content_id({"step": step, "tool": name, "args": args, "config": services.jobs.fingerprint})
     path = services.store.run_dir / "calls" / f"{step:04d}-{name}-{key}.json"
-    services.trace.emit("tool_started", step=step, tool=name, args=args, job=path.stem)
-    started, before = time.monotonic(), services.budget.used
-    spent = services.budget.spent()
+    spent = services.begun.get(path.stem) or services.budget.spent()  # with what an attempt cost that was killed
+    services.trace.emit("tool_started", step=step, tool=name, args=args, job=path.stem, spent=spent)
     services.console.started(step, name, args)
     error: str | None = None
     result: Json = {}
@@ -148,12 +152,9 @@ def act(state: State, runtime: Runtime[Services]) -> State:
         error = str(problem)
     finally:
         services.jobs.call = None
-    usage = {
-        "wall_s": round(time.monotonic() - started, 2),
-        "cpu_s": round(services.budget.used.cpu_s - before.cpu_s, 2),
-        "tokens": services.budget.used.tokens - before.tokens,
-    }
-    usage |= {unit: round(now - spent[unit], 6) for unit, now in services.budget.spent().items() if unit in BESIDE}
+    cost = {unit: now - spent[unit] for unit, now in services.budget.spent().items()}
+    usage: Json = {"wall_s": round(cost["seconds"], 2), "cpu_s": round(cost["cpu_seconds"], 2)}
+    usage |= {"tokens": cost["tokens"]} | {unit: round(cost[unit], 6) for unit in BESIDE}
     if error is None:
         services.trace.emit("tool_finished", step=step, tool=name, args=args, job=path.stem, result=result, usage=usage)
         _trace_verdict(services, step, result)
@@ -164,6 +165,29 @@ def act(state: State, runtime: Runtime[Services]) -> State:
     outcome = (error or _outcome(name, result))[:MOST_OUTCOME]
     refused = 0 if error is None else 1 + (state.get("last") or {}).get("refused", 0)
     return {"last": {"tool": name, "args": args, "outcome": outcome, "refused": refused}}
+
+
+def begun_calls(events: Iterable[Event]) -> dict[str, dict[str, float]]:
+    """Return what was spent when each call of a trace first began, by UNITS."""
+    begun: dict[str, dict[str, float]] = {}
+    for event in events:
+        if event["kind"] == "tool_started" and "spent" in event:
+            begun.setdefault(event["job"], event["spent"])
+    return begun
+
+
+def end_text(reason: StopReason, events: Iterable[Event]) -> str:
+    """Return why a run ended; of a spent budget also what it lacked for the action that came nearest."""
+    if reason is not StopReason.BUDGET:
+        return reason.sentence
+    lacking: Json | None = None
+    for event in events:
+        if event["kind"] == "observed":
+            lacking = event.get("too_dear")
+    if lacking is None:
+        return reason.sentence
+    shortage = Shortage(*(lacking[name] for name in Shortage._fields))
+    return f"{reason.sentence} The nearest, {call_text(lacking)}, would take {shortage.text()}."
 
 
 def check(state: State, runtime: Runtime[Services]) -> State:

@@ -2,7 +2,8 @@
 
 <run>/referee/ (owner-only, and closed to tools and worker by the kernel): {search,gate,final}.jsonl with answers, read
 by this process alone (the worker gets the questions in its jobs, which tools cannot read); evaluation_ids.json (hashes
-only, for the worker); verdicts.jsonl with the numbers behind accept and reject, which the planner never sees.
+only, for the worker); verdicts.jsonl with the numbers behind accept and reject, which the planner never sees; when the
+run ends final.json, and final_answers.jsonl with right or wrong of each.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from agent.figures import diagnose, gain, tokens_per_question
+from agent.final_pair import FINAL_ANSWERS
 from agent.guards import Evidence, Finding, GateAnswers, Guards, form
 from agent.identity import IdentityError, check_identity, check_model, check_policy
 from agent.sealing import count_look, looks_before, verdicts_before
@@ -22,7 +24,7 @@ from agent.statistics import (
     paired_test,
     wilson_interval,
 )
-from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json
+from memory.records import append_jsonl, content_id, read_json, read_jsonl, write_json, write_jsonl
 from memory.store import BASE, GREEDY, RunStore, policy_candidate
 from tools.contract import Jobs, Json, Overlaps, ToolError
 from tools.refine.policy import datasets_of, settings_of
@@ -236,6 +238,8 @@ class Referee:
             head: Json = {"n": records["champion"]["n"], "num_shots": num_shots, "policy": champion.policy}
             baseline = max(("base_zero_shot", "base_few_shot"), key=lambda name: sum(right[name]))
             head["gain"] = {"over": baseline} | gain(right[baseline], right["champion"])
+            rows = [{"id": row["id"], "verdict": row["verdict"]} for row in measured["champion"][1]]
+            write_jsonl(self.folder / FINAL_ANSWERS, rows)
             head["looks_before"] = looks_before(self.store.run_dir)
             head["evaluation_seed"] = read_json(self.folder / "evaluation_seed.json")
             write_json(path, head | scores)

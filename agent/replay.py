@@ -22,7 +22,7 @@ from agent.run import job_fingerprint, resume
 from agent.sealing import looks_of
 from agent.state import StopReason
 from agent.trace import read_events
-from agent.trace_diff import Step, different, steps_of
+from agent.trace_diff import BUDGET_TELLS, Step, different, steps_of
 from agent.views import open_run, read_report, run_state
 from memory.records import read_json
 from memory.store import RunStore
@@ -32,8 +32,6 @@ from tools.engines.models import resolve_model
 from tools.tasks import load_task
 
 NO_LIMIT_MINUTES = 1e6
-LEFT_OUT = ("budget_left_percent", "tokens_per_point", "last_action", "menu")
-"""Of the situation: what depends on the time and on the planner's tokens, or says again what the outcome says."""
 COMPARED = ("accepted", "rejected", "champion", "final", "error")
 """Of the report."""
 TRACE_ENDS = (StopReason.STEPS, StopReason.BUDGET, StopReason.NO_ACTION, StopReason.PLATEAU)
@@ -91,7 +89,7 @@ def compare(source: Path, run_dir: Path) -> Json:
         "equal": not rows,
         "differences": rows,
         "changed": [name for name, value in now.items() if began.get(name) != value],
-        "left_out": ["seconds", "who decides", "cost", *LEFT_OUT],
+        "left_out": ["seconds", "who decides", "cost", *BUDGET_TELLS],
     }
 
 
@@ -118,7 +116,7 @@ def _config(source: Path, record: Json) -> RunConfig:
 def _compared(step: Step | None) -> Json:
     if step is None or step.decision is None:
         return {}
-    situation: Any = {key: value for key, value in (step.situation or {}).items() if key not in LEFT_OUT}
+    situation: Any = {key: value for key, value in (step.situation or {}).items() if key not in BUDGET_TELLS}
     return {"action": step.decision["action"], "outcome": step.outcome, "situation": situation}
 
 

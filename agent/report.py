@@ -9,12 +9,13 @@ import re
 from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from agent import trace_view, views
-from agent.clock import earlier_clock, time_table
+from agent.clock import PARENT, earlier_clock, time_table
 from agent.commands import Outcome, printable
 from agent.decision_text import (
     among_texts,
@@ -119,13 +120,12 @@ def overview(run_dir: Path, status: Json, facts: TraceFacts, store: RunStore) ->
         "budget": views.budget_text(status["config"]),
         "identity": (store.score(BASE) or {}).get("identity", {}),
         "as_of": facts.last_ts or status["created"],
-        "num_resumed": facts.num_resumed,
         "arms": ARMS,
         "final": final,
         "alpha": ALPHA,
         "candidates": candidates,
         "policies": policy_rows(run_dir, store),
-        "looks": looks_text(status["looks"]),
+        "looks": looks_text(status["looks"], status["resumes"]),
         "curve": _curve(store, facts, candidates, final),
         "decided_by": views.count_text(by_decider(status["decided_by"])),
     }
@@ -252,7 +252,8 @@ def _costs(run_dir: Path, status: Json) -> Json:
     """Return time and tokens by kind of work: as in report.json, or while there is none by the run's clock."""
     work: dict[str, Json] = defaultdict(lambda: {"jobs": 0, "tokens": 0})
     for path in sorted((run_dir / "jobs").glob("*/spec.json")):
-        row = work[WORK.get(read_json(path)["function"], "other tools")]
+        kind = WORK.get(read_json(path)["function"], "other tools")
+        row = work[PARENT if _is_the_parents(path.parent, status) else kind]
         row |= {"jobs": row["jobs"] + 1, "tokens": row["tokens"] + spent_on(path.parent)[0].tokens}
     report = views.read_report(run_dir) if status["state"] not in ("running", "killed") else None
     events = [] if (run_dir / "clock.json").exists() else list(read_events(run_dir))  # an earlier version kept no clock
@@ -272,6 +273,17 @@ def _costs(run_dir: Path, status: Json) -> Json:
         for name, seconds in sorted(costs["time_s"].items(), key=lambda pair: -pair[1])
     ]
     return costs | {"rows": rows}
+
+
+def _is_the_parents(folder: Path, status: Json) -> bool:
+    """Whether a job of a fork was done before the fork began: its files are the parent's, with their times.
+
+    The fork's own first job ends more than a second after its beginning: a worker starts up before.
+    """
+    ended = [folder / name for name in ("result.json", "status.json") if (folder / name).exists()]
+    if not status["forked_from"] or not ended:
+        return False
+    return ended[0].stat().st_mtime < datetime.fromisoformat(status["created"]).timestamp() + 1
 
 
 def _training_sets(store: RunStore) -> list[Json]:

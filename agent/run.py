@@ -8,7 +8,6 @@ import fcntl
 import shutil
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any
 
 from agent.approval import check_still_asked
 from agent.baseline import take_baseline
-from agent.budget import Budget, open_budget
+from agent.budget import Budget, check_tokens, open_budget
 from agent.changes import settle_changes, take_surroundings
 from agent.clock import earlier_clock, time_table, write_clock
 from agent.config import FORMAT_VERSION, RunConfig, from_mapping, unknown
@@ -29,9 +28,10 @@ from agent.identity import take_hashes
 from agent.mending import mend
 from agent.metering import MeteredJobs, peak_rss_gib, tell_retries
 from agent.moving import Places, check_places, moved_record
-from agent.nodes import Services
+from agent.nodes import Services, begun_calls, end_text
 from agent.planners import make_planner
 from agent.prices import load_prices
+from agent.progress import resumed_text
 from agent.referee import Referee, Scoring
 from agent.replay_jobs import open_client
 from agent.sealing import (
@@ -48,7 +48,8 @@ from agent.state import StopReason
 from agent.stopping import interruptible
 from agent.tool_host import ToolHost
 from agent.trace import Trace, read_events
-from agent.views import open_run, provable_text, resumed_text, run_status
+from agent.trace_facts import facts_of
+from agent.views import open_run, provable_text, run_status
 from memory.lessons import lessons_file, lock_file
 from memory.records import content_id, read_json, write_json
 from memory.store import RunStore
@@ -93,6 +94,7 @@ def start(config: RunConfig, console: Console) -> Json:
                 raise ValueError(unknown("tool", name, known))
     make_planner(config.planner, 0, None, lambda: None, "")  # type: ignore[arg-type]  # finds a missing file or key now
     load_prices(config)
+    check_tokens(config)
     config = from_anywhere(config, task.spec)
     model_dir = resolve_model(config.model, Path(config.models_dir))
     sizes = SplitSizes(config.search_items, config.gate_items, config.final_items)
@@ -104,7 +106,9 @@ def start(config: RunConfig, console: Console) -> Json:
         console.say(source_text(source.manifest))
     for note in unused_notes(sources, config.teacher, config.tools):
         console.say(note)
-    return _work(create_run(config, task, model_dir, splits, seed, sources), config, console, began)
+    run_dir = create_run(config, task, model_dir, splits, seed, sources)
+    console.say(f"run {run_dir.name} begins in {run_dir.parent}; `run_agent.py status` and `ui` show it while it works")
+    return _work(run_dir, config, console, began)
 
 
 def create_run(
@@ -238,7 +242,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
             open_client(run_dir, record, job_fingerprint(record), console.progress) as client,
             ToolHost(config.tools, run_dir, config.seed, config.task, closed, 60 * config.tool_minutes) as tools,
             nullcontext(MeteredJobs(client, budget, clock["time_s"])) as jobs,
-            repeated(lambda: write_clock(run_dir, budget.spent_s, jobs.time_s())),
+            repeated(lambda: write_clock(run_dir, budget.spent_s, jobs.time_s(), budget.share_left())),
             open_scorer(task.scorer, ask_base_through(jobs, run_dir)) as scorer,
         ):
             tell_retries(client, trace, console, 60 * config.heartbeat_minutes)
@@ -246,7 +250,7 @@ def _work(run_dir: Path, config: RunConfig, console: Console, began: float, answ
             about = {"config": record["config"], "identity": record["identity"], "isolation": isolation()}
             trace.emit("run_resumed" if resumed else "run_started", **about)
             services = _services(config, task, jobs, tools, scorer, budget, trace, console)
-            services.answer = answer
+            services.answer, services.begun = answer, begun_calls(events)
             with interruptible(run_dir, services.stop_requested, console):
                 reason, error = _loop(run_dir, services, console)
                 final = None
@@ -352,12 +356,12 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
     verdicts = services.store.all_verdicts()
     wall_s = services.budget.spent_s
     time_s, overhead_share = time_table(services.jobs.time_s(), wall_s)
-    decisions = {event["step"]: event["decided_by"] for event in read_events(run_dir) if event["kind"] == "decided"}
-    decided_by = Counter(decisions.values())
+    facts = facts_of(run_dir)
+    sentence = end_text(reason, read_events(run_dir))
     report = {
         "run": run_dir.name,
         "stop_reason": reason.value,
-        "stop_sentence": reason.sentence,
+        "stop_sentence": sentence,
         "error": error,
         "wall_s": round(wall_s, 1),
         "tokens": services.budget.used.tokens,
@@ -365,8 +369,9 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
         "overhead_share": round(overhead_share, 4),
         "time_s": {name: round(seconds, 1) for name, seconds in time_s.items()},
         "peak_rss_gib": round(peak_rss_gib([services.jobs.client.pid, services.tools.pid]), 2),
-        "decided_by": dict(decided_by),
-        "steps": len(decisions),
+        "decided_by": dict(facts.decided_by),
+        "steps": sum(facts.decided_by.values()),
+        "resumes": facts.num_resumed,
         "scorer_errors": services.referee.scorer.errors.count + _num_unscored(services.store),
         "scorer_note": services.referee.scorer.note([], []),
         "accepted": sum(verdict["accepted"] for verdict in verdicts),
@@ -378,7 +383,7 @@ def _report(run_dir: Path, services: Services, reason: StopReason, error: str | 
         "final": final,
     }
     write_json(run_dir / "report.json", report)
-    services.trace.emit("run_stopped", reason=reason.value, sentence=reason.sentence, error=error)
+    services.trace.emit("run_stopped", reason=reason.value, sentence=sentence, error=error)
     services.console.final(report)
     if report["scorer_errors"]:
         first = services.referee.scorer.errors.first

@@ -106,6 +106,7 @@ def verdicts_before(store: RunStore) -> list[bool]:
     return [*accepted[:shared], *[False] * family["other_verdicts"], *accepted[shared:]]
 
 
-def looks_text(looks: dict[str, int]) -> str:
-    """Return the counts in words."""
-    return f"gate {looks['gate']}, final {looks['final']} (a model's answers scored on it, each time)"
+def looks_text(looks: dict[str, int], num_resumed: int = 0) -> str:
+    """Return the counts in words; of a run that was resumed, why there may be more than its verdicts took."""
+    again = "; a look that a stop or kill cut off and the run repeated counts, too" if num_resumed else ""
+    return f"gate {looks['gate']}, final {looks['final']} (a model's answers scored on it, each time{again})"

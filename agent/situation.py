@@ -1,11 +1,11 @@
 """The situation: what the planner decides from, built anew from files each step, and the menu of legal actions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from agent.budget import Budget
+from agent.budget import Budget, Shortage
 from agent.disk import needed_gib
 from agent.history import Outcome, changed_items
 from agent.planners.base import Choice
@@ -78,27 +78,42 @@ def build_menu(
     An argument value stays when some affordable call uses it. Of a tool that is offered twice the first offer counts of
     which something is affordable.
     """
-    reserved = final_tokens(store)
     menu: list[Choice] = []
-    looks = "gib" in budget.limits
     for offer in offers:
         affordable = [
             call
-            for call, tokens in zip(calls_of(offer), offer["tokens"], strict=True)
-            if [offer["tool"], call] not in told
-            and budget.affords(
-                tokens,
-                _kept_back(offer["tool"], reserved),
-                WORK_OF_STAGE.get(offer["stage"]),
-                needed_gib(store, offer["stage"], call.get("method", "lora")) if looks and tokens else 0.0,
-                _teacher_usd(store, budget, call["num_items"]) if offer["tool"] == "distil_answers" else 0.0,
-            )
+            for call, shortage in _projected(offer, store, budget)
+            if shortage is None and [offer["tool"], call] not in told
         ]
         if affordable and all(choice["tool"] != offer["tool"] for choice in menu):
             arguments = _largest_box(offer["grid"], affordable)
             outcome = outcomes[offer["tool"]].text() if offer["tool"] in outcomes else ""
             menu.append(Choice(tool=offer["tool"], description=offer["summary"], arguments=arguments, outcome=outcome))
     return menu
+
+
+def too_dear(offers: list[Json], store: RunStore, budget: Budget, told: Sequence[list[Any]]) -> Json | None:
+    """Return the legal action that comes nearest to being affordable, and what it lacks; None when nothing is legal.
+
+    {"tool", "args"} and the fields of a Shortage.
+    """
+    lacking = [
+        {"tool": offer["tool"], "args": call} | shortage._asdict()
+        for offer in offers
+        for call, shortage in _projected(offer, store, budget)
+        if shortage and [offer["tool"], call] not in told
+    ]
+    return min(lacking, key=lambda action: action["needed"] / budget.limits[action["unit"]], default=None)
+
+
+def _projected(offer: Json, store: RunStore, budget: Budget) -> Iterator[tuple[dict[str, Any], Shortage | None]]:
+    """Yield each call of an offer with what the budget lacks for it."""
+    reserved = _kept_back(offer["tool"], final_tokens(store))
+    kind, on_disk = WORK_OF_STAGE.get(offer["stage"]), "gib" in budget.limits
+    for call, tokens in zip(calls_of(offer), offer["tokens"], strict=True):
+        gib = needed_gib(store, offer["stage"], call.get("method", "lora")) if on_disk and tokens else 0.0
+        usd = _teacher_usd(store, budget, call["num_items"]) if offer["tool"] == "distil_answers" else 0.0
+        yield call, budget.shortage(tokens, reserved, kind, gib, usd)
 
 
 def _teacher_usd(store: RunStore, budget: Budget, num_questions: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from agent import views
 from agent.decision_text import among_texts, chances, decides_text, sureness_text
+from agent.final_pair import final_pair, final_pair_text
 from agent.trace import Event, read_events
 from agent.trace_search import HEAD, leaves
 from agent.trace_select import menu_of, steps
@@ -25,8 +26,15 @@ MOST_FIELDS = 12
 """Differing fields that the text names where two runs part; --json names all."""
 MOST_FIELDS_OF_A_ROW = 4
 """And of each step in the table."""
+FIRST = ("accepted", "search_score", "gain_on_search", "num_fixed", "num_broken", "p_value")
+"""Of a result that differs, what is named first: verdict and scores."""
 LEGAL = "legal"
 """Shown of a tool on the menu without arguments, or of a version that recorded the tools' names alone."""
+BUDGET_TELLS = ("budget_left_percent", "tokens_per_point", "last_action", "menu")
+"""Of the situation: what depends on the time and on the planner's tokens, or says again what the outcome says. Not
+compared of a run and its replay, which has no limits."""
+OF_A_REPLAY = ("budget_", "prices", "planner", "approve", "max_steps", "dtype")
+"""What the names of the settings begin with that a replay has of its own."""
 PLACES = ("runs_dir", "models_dir")
 """Settings that say where files lie, not what a run does."""
 
@@ -44,12 +52,12 @@ class Step(NamedTuple):
 def diff(run_a: Path, run_b: Path) -> Json:
     """Return where two runs part and why, and a row for each step.
 
-    {"a", "b", "related", "settings": fields that differ, "num_steps", "parted", "decided_differently",
-    "not_compared", "counts", "rows", "ends"}.
-    "num_steps" counts decisions. "not_compared" is what only one of the runs recorded, being of another version; []
-    where both recorded the same.
+    {"a", "b", "related", "settings": fields that differ, "num_steps" (decided ones), "parted",
+    "decided_differently", "not_compared", "counts", "rows", "ends", "final"}.
+    "not_compared" is what only one of the runs recorded, being of another version; [] where both recorded the same.
     "related" says in words which of the two came from the other, None where neither did. "ends" holds of each run its
-    verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened).
+    verdicts, {"step"} with what the referee said, and "final", the scores on the final split (None = not opened), of
+    which "final" beside it says whether they differ, see `final_pair`.
     "parted" is the first step with any difference and "decided_differently" the first with another call, both None
     when there is none; see `_place`. A row is {"step", "how", "a", "b", "differs"} with the calls in words and the
     fields that make the difference beside the call; how: "same", "different tool", "different arguments",
@@ -61,9 +69,10 @@ def diff(run_a: Path, run_b: Path) -> Json:
     verdicts: dict[str, list[Json]] = {"a": [], "b": []}
     not_compared: set[str] = set()
     num_steps = {"a": 0, "b": 0}
-    for number, (a, b) in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
+    replays = _is_replay(run_a, run_b)
+    for number, a, b in _decided_steps(run_a, run_b):
         if a and b:
-            a, b, left_out = _comparable(a, b)
+            a, b, left_out = _comparable(a, b, BUDGET_TELLS if replays else ())
             not_compared |= left_out
         how = _compare(a, b)
         rows.append({"step": number, "how": how, "a": _call(a), "b": _call(b), "differs": _differs(how, a, b)})
@@ -79,21 +88,39 @@ def diff(run_a: Path, run_b: Path) -> Json:
         "a": run_a.name,
         "b": run_b.name,
         "related": _related(run_a, run_b),
-        "settings": different(_settings(run_a), _settings(run_b)),
+        "settings": different(*(_settings(run, OF_A_REPLAY if replays else ()) for run in (run_a, run_b))),
         "num_steps": num_steps,
         "parted": parted,
         "decided_differently": decided_differently,
         "not_compared": sorted(not_compared),
         "counts": dict(Counter(row["how"] for row in rows)),
         "rows": rows,
-        "ends": {
-            name: {"verdicts": verdicts[name], "final": (views.read_report(run_dir) or {}).get("final")}
-            for name, run_dir in (("a", run_a), ("b", run_b))
-        },
+        "ends": {name: _end(run_dir, verdicts[name]) for name, run_dir in (("a", run_a), ("b", run_b))},
+        "final": final_pair(run_a, run_b),
     }
 
 
+def _end(run_dir: Path, verdicts: list[Json]) -> Json:
+    return {"verdicts": verdicts, "final": (views.read_report(run_dir) or {}).get("final")}
+
+
+def _decided_steps(run_a: Path, run_b: Path) -> Iterator[tuple[int, Step | None, Step | None]]:
+    for number, pair in enumerate(itertools.zip_longest(steps_of(run_a), steps_of(run_b)), 1):
+        if any(step and step.decision for step in pair):
+            yield number, *pair
+
+
+def _is_replay(run_a: Path, run_b: Path) -> bool:
+    """Whether one of the two repeats the other."""
+    pairs = ((run_a, run_b), (run_b, run_a))
+    return any(views.open_run(one).get("replay_of", {}).get("run") == other.name for one, other in pairs)
+
+
 def _related(run_a: Path, run_b: Path) -> str | None:
+    if _is_replay(run_a, run_b):
+        repeats = "B is a replay of A" if "replay_of" in views.open_run(run_b) else "A is a replay of B"
+        why = "by design it has no limits, so budget, menu and what follows from them are not compared"
+        return f"{repeats}; {why}"
     origins: list[Any] = [views.open_run(run).get("forked_from") for run in (run_a, run_b)]
     for name, other, origin, source in (("B", "A", origins[1], run_a), ("A", "B", origins[0], run_b)):
         if origin and origin["run"] == source.name:
@@ -108,12 +135,15 @@ def _differs(how: str, a: Step | None, b: Step | None) -> list[Json]:
     """Return the fields that differ in a step of this kind; after different calls the results have no common ground."""
     if a is None or b is None or how not in ("different result", "different situation"):
         return []
-    return different(a.outcome, b.outcome) if how == "different result" else different(a.situation, b.situation)
+    if how == "different situation":
+        return different(a.situation, b.situation)
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    return sorted(different(a.outcome, b.outcome), key=lambda row: ranks.get(row["field"].split(".")[-1], len(FIRST)))
 
 
-def _settings(run_dir: Path) -> Json:
+def _settings(run_dir: Path, left_out: tuple[str, ...]) -> Json:
     record = views.open_run(run_dir)
-    config = {name: value for name, value in record["config"].items() if name not in PLACES}
+    config = {name: value for name, value in record["config"].items() if not name.startswith((*PLACES, *left_out))}
     return config | {"identity": record.get("identity")}
 
 
@@ -155,14 +185,20 @@ def _menu(event: Event) -> Json:
     }
 
 
-def _comparable(a: Step, b: Step) -> tuple[Step, Step, set[str]]:
-    """Return both steps with what both versions record of a situation, and the names of what is left out of it."""
+def _comparable(a: Step, b: Step, without: tuple[str, ...]) -> tuple[Step, Step, set[str]]:
+    """Return both steps with what both versions record of a situation, and the names of what is left out of it.
+
+    without: fields that are not compared at all.
+    """
     if a.situation is None or b.situation is None:
         return a, b, set()
     ours, theirs = _shared(a.situation, b.situation), _shared(b.situation, a.situation)
     left_out = set(a.situation.keys() ^ b.situation.keys())
     if (ours["menu"], theirs["menu"]) != (a.situation["menu"], b.situation["menu"]):
         left_out.add("values on the menu")
+    for name in without:
+        ours.pop(name, None)
+        theirs.pop(name, None)
     return a._replace(situation=ours), b._replace(situation=theirs), left_out
 
 
@@ -259,6 +295,7 @@ def diff_lines(found: Json) -> Iterator[str]:
         yield ""
         yield from _table_lines(found["rows"])
     yield ""
+    yield final_pair_text(found["final"])
     for name in ("a", "b"):
         yield from _end_lines(name.upper(), found["ends"][name])
 

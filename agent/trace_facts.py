@@ -30,7 +30,12 @@ class TraceFacts:
     began_s: float | None = None
     """Wall seconds when the first step began, the base being measured; None before."""
     last_ts: str | None = None
+    under_way: int | None = None
+    """The step that was decided and has neither result nor refusal (yet)."""
     num_resumed: int = 0
+    """How often this run was resumed; that a fork begins, and what its parent did before, does not count."""
+    begins: bool = False
+    """Whether a fork was made and has not begun to work."""
     ended: bool = False
     """Whether an ending was written and the run was not resumed after it."""
     judged_s: dict[str, float] = field(default_factory=dict)
@@ -53,16 +58,19 @@ class TraceFacts:
                     self.decided_by[self.last_decided[1]] -= 1  # a person edited it, or a kill repeated it
                     self.decided_by += Counter()  # drops zeros
                 self.last_decided = event["step"], event["decided_by"]
+                self.under_way = event["step"]
                 self.decided_by[event["decided_by"]] += 1
             case "tool_started":
                 self.tool = event["tool"]
             case "tool_finished" | "tool_failed":
-                self.tool = None
+                self.tool = self.under_way = None
             case "judged":
                 self.judged_s.setdefault(event["candidate"], event["spent_s"])
+            case "forked":
+                self.num_resumed, self.begins = 0, True
             case "run_resumed":
-                self.num_resumed += 1
-                self.ended = False
+                self.num_resumed += not self.begins
+                self.begins = self.ended = False
             case "run_stopped":
                 self.ended = True
 

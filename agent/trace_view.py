@@ -16,6 +16,8 @@ from agent.views import (
     final_lines,
     is_locked,
     open_run,
+    read_report,
+    run_state,
     score_text,
     verdict_text,
 )
@@ -36,6 +38,7 @@ def tree_lines(run_dir: Path, wanted: Filter = EVERYTHING) -> Iterator[str]:
         yield _header(run_dir, open_run(run_dir))
     last: Event | None = None
     final: Event | None = None
+    undecided = "" if wanted.kinds or wanted.since else _undecided_text(run_dir)
     for step, events in select_steps(run_dir, wanted):
         last = events[-1]
         final = next((event for event in events if event["kind"] == "final"), final)
@@ -45,7 +48,8 @@ def tree_lines(run_dir: Path, wanted: Filter = EVERYTHING) -> Iterator[str]:
         if "tool_started" not in wanted.kinds:  # the decision before it says the same
             events = [event for event in events if event["kind"] != "tool_started"]
         if events:
-            yield from _step_lines(step, events, reasoning_length)
+            at_end = step and not any(event["kind"] == "decided" for event in events)
+            yield from _step_lines(step, events, reasoning_length, [undecided] if undecided and at_end else [])
     if whole:
         yield from _end_lines(run_dir, last, final)
     elif last is None:
@@ -62,11 +66,19 @@ def _header(run_dir: Path, record: Json) -> str:
     )
 
 
-def _step_lines(step: int, events: list[Event], reasoning_length: int | None) -> list[str]:
-    """Return a step as a small tree; a step that was repeated after a kill shows both attempts."""
+def _undecided_text(run_dir: Path) -> str:
+    """Return what is said of a last step on which nothing was decided; "" while something may still be."""
+    report = read_report(run_dir)
+    ended = report is not None and run_state(run_dir) == "finished"
+    return f"no decision: {report['stop_sentence']}" if report and ended else ""
+
+
+def _step_lines(step: int, events: list[Event], reasoning_length: int | None, more: list[str]) -> list[str]:
+    """Return a step as a small tree, more at its end; a step that was repeated after a kill shows both attempts."""
     lines: list[str] = []
     for event in events:
         lines += event_lines(event, reasoning_length)
+    lines += more
     started = f" (at {events[0]['spent_s']:.0f} s)" if events else ""
     branches = [("└─ " if index == len(lines) - 1 else "├─ ") + line for index, line in enumerate(lines)]
     return [f"{f'step {step}' if step else 'before step 1'}{started}", *branches]

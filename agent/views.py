@@ -19,6 +19,7 @@ from typing import Any
 from agent.clock import read_clock
 from agent.config import FORMAT_VERSION, GIVEN_AGAIN
 from agent.decision_text import by_decider
+from agent.progress import left_text, steps_text
 from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
 from agent.statistics import TYPICAL_CHANGE, provable_gain, wilson_interval
@@ -204,11 +205,14 @@ def _policy_cost(detail: Json) -> str:
 def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore | None = None) -> Json:
     """Return what `status` shows; None where something does not exist (yet).
 
-    "step": the highest, which may have ended in no decision; "steps": how many were decided.
+    "step": the highest, which may have ended in no decision; "steps": how many were decided, of which the last may be
+    "under_way": it has neither result nor refusal. "resumes": how often the run was resumed.
     facts and store: of this run, where the caller has read them already.
     """
     record, state = open_run(run_dir), run_state(run_dir, facts)
     facts, store, report = facts or facts_of(run_dir), store or RunStore(run_dir), read_report(run_dir)
+    clock = read_clock(run_dir)
+    left = facts.budget_left_percent if "share_left" not in clock else round(100 * clock["share_left"])
     champion, policy = store.champion(), store.policy(store.champion_policy())
     verdicts = [verdict["accepted"] for verdict in store.all_verdicts()]
     return {
@@ -216,9 +220,12 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
         "state": state,
         "created": record.get("created"),
         "forked_from": record.get("forked_from"),
+        "replay_of": record.get("replay_of", {}).get("run"),
         "config": record["config"],
         "step": facts.step,
         "steps": sum(facts.decided_by.values()),
+        "under_way": facts.under_way,
+        "resumes": facts.num_resumed,
         "tool": facts.tool if state in ("running", "killed") else None,
         "job": job_under_way(run_dir) if state in ("running", "killed") else None,
         "champion": champion,
@@ -229,8 +236,8 @@ def run_status(run_dir: Path, facts: TraceFacts | None = None, store: RunStore |
         "verdicts": {"accepted": sum(verdicts), "rejected": len(verdicts) - sum(verdicts)},
         "looks": looks_of(record),
         "decided_by": dict(facts.decided_by),
-        "budget_left_percent": facts.budget_left_percent,
-        "spent_s": round(max(facts.spent_s, read_clock(run_dir)["spent_s"]), 1),
+        "budget_left_percent": left,
+        "spent_s": round(max(facts.spent_s, clock["spent_s"]), 1),
         "stop_reason": report["stop_reason"] if report and state not in ("running", "killed") else None,
         "stop_sentence": report["stop_sentence"] if report and state not in ("running", "killed") else None,
         "question": report.get("question") if report and state == "waiting" else None,
@@ -274,16 +281,16 @@ def status_text(status: Json) -> str:
     """Return the one screen of `status`."""
     config = status["config"]
     lines = {
-        "run": f"{status['run']}, begun {status['created']}{_origin_text(status['forked_from'])}",
+        "run": f"{status['run']}, begun {status['created']}{_origin_text(status)}",
         "state": _state_text(status),
         "task": config["task"],
         "model": f"{config['model']}, planner {config['planner']}, seed {config['seed']}",
         "budget": f"{budget_text(config)}: {status['spent_s']:.0f} s spent{left_text(status)}",
-        "step": _steps_text(status),
+        "step": steps_text(status),
         "champion": f"{status['champion']}: search {score_text(status['search'])}{_policy_text(status['policy'])}",
         "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
         "verdicts": f"{status['verdicts']['accepted']} accepted, {status['verdicts']['rejected']} rejected",
-        "looks": looks_text(status["looks"]),
+        "looks": looks_text(status["looks"], status["resumes"]),
         "decided by": count_text(by_decider(status["decided_by"])),
         "final": "\n           ".join(final_lines(status["final"])) if status["final"] else "not opened",
         "next": _next_text(status),
@@ -291,21 +298,15 @@ def status_text(status: Json) -> str:
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
 
 
-def left_text(status: Json) -> str:
-    """Return how much of the budget was left when, with its semicolon; nothing before step 1."""
-    if (left := status["budget_left_percent"]) is None:
-        return ""
-    ended = status["state"] == "finished" and status["step"] > status["steps"]
-    moment = "at the end, before the final split" if ended else f"when step {status['step']} began"
-    return f"; {left} % left {moment}"
-
-
 def _policy_text(policy: Json) -> str:
     return "" if policy["id"] == GREEDY else f", asked by policy {policy['id']} ({policy['kind']})"
 
 
-def _origin_text(forked_from: Json | None) -> str:
-    return "" if forked_from is None else f", forked from {forked_from['run']} at step {forked_from['step']}"
+def _origin_text(status: Json) -> str:
+    if status["replay_of"]:
+        return f", a replay of {status['replay_of']}"
+    origin = status["forked_from"]
+    return "" if origin is None else f", forked from {origin['run']} at step {origin['step']}"
 
 
 def _state_text(status: Json) -> str:
@@ -313,30 +314,6 @@ def _state_text(status: Json) -> str:
         return "killed: no process works on it and no ending was written"
     text = f"{status['state']}: {status['stop_sentence']}" if status["stop_sentence"] else status["state"]
     return f"{text} ({status['error']})" if status["error"] else text
-
-
-def resumed_text(status: Json) -> str:
-    """Return where a run goes on, in one line."""
-    verdicts = "{accepted} accepted, {rejected} rejected".format(**status["verdicts"])
-    return (
-        f"goes on with run {status['run']}; steps: {_steps_text(status)}; {status['spent_s']:.0f} s spent; {verdicts}"
-    )
-
-
-def _steps_text(status: Json) -> str:
-    number = str(status["step"]) if status["state"] == "running" else f"{status['steps']} taken"
-    return f"{number} of at most {status['config']['max_steps']}{_work_text(status)}"
-
-
-def _work_text(status: Json) -> str:
-    job = status["job"]
-    if status["tool"] is None and job is None:
-        return ""
-    parts = [status["tool"]] if status["tool"] else []
-    if job is not None:
-        metrics = "".join(f", {name} {value:.3f}" for name, value in job["metrics"].items())
-        parts.append(f"{job['function']} {job['done']}/{job['total']}{metrics}" if job["total"] else job["function"])
-    return f"; {'at' if status['state'] == 'running' else 'killed at'} {': '.join(parts)}"
 
 
 def _next_text(status: Json) -> str:
@@ -379,6 +356,10 @@ def _list_row(row: Json) -> list[str]:
     final = score_text(row["final"]["champion"], row["final"]["n"]) if row["final"] else "not opened"
     task = config["task"] if len(config["task"]) <= 60 else config["task"][:57] + "..."
     counts = f"{verdicts['accepted']}/{verdicts['rejected']}"
+    if origin := row["forked_from"]:
+        task += f" (fork of {origin['run']} at {origin['step']})"
+    elif row["replay_of"]:
+        task += f" (replay of {row['replay_of']})"
     return [
         row["run"], row["state"], Path(config["model"]).name, config["planner"], str(row["steps"]), counts,
         score_text(row["search"]), final, task,

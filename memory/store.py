@@ -44,7 +44,7 @@ MANIFESTS = {
 def opened_text(final: Record) -> str:
     """Return how the final split was opened; for a fork of a run that had opened it, that this was no first look."""
     looks = final.get("looks_before", 0)
-    return f"opened again: its family had looked {looks} times when this fork began" if looks else "opened once"
+    return f"opened again (its family had looked {looks} times when this fork began)" if looks else "opened once"
 
 
 class RunStore:

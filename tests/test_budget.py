@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from agent.budget import FINAL_GIB, FINAL_MARGIN, Budget, open_budget
+from agent.budget import FINAL_GIB, FINAL_MARGIN, Budget, Shortage, check_tokens, open_budget
 from agent.config import RunConfig
 from agent.disk import folder_bytes, free, freeable, needed_gib
 from agent.follow import follow, follow_text
 from agent.identity import check_model
+from agent.nodes import begun_calls, end_text
 from agent.prices import Prices, load_prices
 from agent.replay import NO_LIMIT_MINUTES
 from agent.replay import _config as replay_settings
 from agent.situation import build_menu
+from agent.state import StopReason
 from agent.trace import Event
 from agent.views import budget_text
 from memory.records import write_json
@@ -30,6 +32,31 @@ machine_per_hour = 3.6
 input = 1.0
 output = 10.0
 """
+
+
+def test_a_spent_budget_says_what_it_lacked() -> None:
+    budget = Budget(None, 1000)
+    assert budget.shortage(800, 100) is None
+    shortage = Shortage("tokens", 900, FINAL_MARGIN * 100, 1000)
+    assert budget.shortage(900, 100) == shortage
+    lacking = {"tool": "finetune_model", "args": {"epochs": 1}} | shortage._asdict()
+    events: list[Event] = [{"kind": "observed"}, {"kind": "observed", "too_dear": lacking}]
+    told = "finetune_model(epochs=1), would take about 900 tokens beside 125 tokens for the final evaluation, and 1,000"
+    assert told in end_text(StopReason.BUDGET, events)
+    assert end_text(StopReason.STEPS, events) == StopReason.STEPS.sentence
+    assert end_text(StopReason.BUDGET, events[:1]) == StopReason.BUDGET.sentence
+
+
+def test_a_token_budget_below_any_use_is_refused() -> None:
+    check_tokens(RunConfig(budget_tokens=100_000))
+    with pytest.raises(ValueError, match="--budget-tokens 10 is too few: 1456 answers"):
+        check_tokens(RunConfig(budget_tokens=10))
+
+
+def test_a_call_counts_from_where_it_first_began() -> None:
+    first, again = {"seconds": 1.0, "tokens": 5.0}, {"seconds": 9.0, "tokens": 50.0}
+    began: list[Event] = [{"kind": "tool_started", "job": "0001-a", "spent": spent} for spent in (first, again)]
+    assert begun_calls([*began, {"kind": "tool_started", "job": "0002-b"}]) == {"0001-a": first}
 
 
 @pytest.fixture

@@ -338,7 +338,7 @@ def test_the_model_card(run_dir: Path) -> None:
         "| final | champion | 25.0 % | 12.5 to 50.0 | 400 |",
         "| search | champion | 22.0 % | 10.0 to 40.0 | 128 |",
         f"| {GOOD} | base |",
-        "accepted (n=400)",
+        "accepted (76 fixed, 3 broken of n=400)",
         "merged in float32, saved as bfloat16",
         "evaluated with dtype bfloat16, engine transformers",
         "AutoModelForCausalLM.from_pretrained(",

@@ -24,7 +24,8 @@ EVENTS: list[Event] = [{"kind": "run_started", "spent_s": 1.0}, {"kind": "tool_s
 
 def test_a_run_killed_in_a_long_job_goes_on_at_its_last_sign_of_life(tmp_path: Path) -> None:
     write_clock(tmp_path, 7200.0, {"training": 7180.0})
-    assert earlier_clock(tmp_path, EVENTS) == {"spent_s": 7200.0, "time_s": {"training": 7180.0}}
+    earlier = earlier_clock(tmp_path, EVENTS)
+    assert (earlier["spent_s"], earlier["time_s"]) == (7200.0, {"training": 7180.0})
     later: Event = {"kind": "tool_finished", "spent_s": 7201.0}
     assert earlier_clock(tmp_path, [*EVENTS, later])["spent_s"] == 7201.0
     assert "clock.json" in MADE_AGAIN
@@ -33,9 +34,10 @@ def test_a_run_killed_in_a_long_job_goes_on_at_its_last_sign_of_life(tmp_path: P
 def test_the_clock_of_status_does_not_run_backwards_at_a_kill(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, ended=None)
     told = run_status(run_dir)["spent_s"]
-    write_clock(run_dir, told + 28.0, {})
+    write_clock(run_dir, told + 28.0, {}, 0.376)
     status = run_status(run_dir)
     assert status["state"] == "killed" and status["spent_s"] == told + 28.0
+    assert status["budget_left_percent"] == 38, "what is left now, not when the last step began"
 
 
 def test_the_table_counts_all_processes_and_the_job_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from agent import views
+from agent.clock import PARENT
 from agent.fork import make_fork
 from agent.metering import spent_on
+from agent.report import page, page_values
 from agent.run import job_fingerprint
 from agent.sealing import verdicts_before
 from agent.statistics import alpha_for
@@ -252,8 +254,8 @@ def test_a_step_that_began_with_a_removed_model(family: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--at", "9"], "it has steps 1 to 7"),
-        (["--at", "0"], "it has steps 1 to 7"),
+        (["--at", "9"], "it decided steps 1 to 7"),
+        (["--at", "0"], "it decided steps 1 to 7"),
         (["--at", "2", "--planner", "rule"], "did you mean 'rules'?"),
         (["--at", "2", "--planner", "scripted:none.jsonl"], "there is no such file"),
         (["--at", "2", "--arg", "epochs=1"], "--force TOOL"),
@@ -298,6 +300,10 @@ def test_a_forced_fork_runs_to_its_end_and_counts_what_was_spent(family: Path) -
     tokens = {path.parent.name: read_json(path)["usage"]["tokens"] for path in run_dir.glob("jobs/*/result.json")}
     shared = sum(tokens[path.name] for path in (family / "jobs").iterdir() if path.name in tokens)
     assert 0 < shared < report["tokens"] == sum(tokens.values())
+    costs = page_values(run_dir)["costs"]
+    by_work = {row["name"]: row["tokens"] for row in costs["rows"] if row["tokens"]}
+    assert by_work[PARENT] > 0 and sum(by_work.values()) == costs["tokens"] == report["tokens"]
+    assert report["resumes"] == 0 and f"A fork of run {family.name} at step 2." in page(run_dir)
     looks = read_json(family / "run.json")["looks"]
     assert report["looks"]["final"] == looks["final"] + 3 and report["looks"]["gate"] > looks["gate"]
     code, found, said = finish(program("replay", run_dir.name, "--runs-dir", str(family.parent), "--json"))

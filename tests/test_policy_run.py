@@ -90,4 +90,5 @@ def test_export_carries_the_policy_along(run_dir: Path, tmp_path: Path, capsys: 
     assert policy["settings"]["choice"] == {"kind": "self_consistency", "samples": 16, "temperature": 0.7}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Inference policy" in card and "most frequent" in card and "times what greedy" in card
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    weights, readme = (tmp_path / "out" / name for name in ("model.safetensors", "README.md"))
+    assert weights.stat().st_mode == readme.stat().st_mode, "who may read the card may read the weights"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from agent.console import gain_text
+from agent.final_pair import FINAL_ANSWERS
 from agent.guards import Evidence, GateAnswers, _bounded, _paired, form, length
 from agent.referee import Referee
 from agent.sealing import seal_splits
@@ -236,6 +237,9 @@ def test_the_final_gain_is_over_the_better_baseline_item_by_item(
     low, high = gain["ci95"]
     assert low <= gain["points"] <= high
     assert f"champion against base zero shot: {told}" in gain_text(gain)
+    rows = list(read_jsonl(referee.folder / FINAL_ANSWERS))
+    assert [row["id"] for row in rows] == [item.id for item in referee.items("final")]
+    assert {row["verdict"] for row in rows} <= {"right", "wrong"}
 
 
 def test_a_forks_final_split_was_opened_before_by_its_family(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +250,7 @@ def test_a_forks_final_split_was_opened_before_by_its_family(make: Any, monkeypa
     assert opened_text(referee.final()) == "opened once"
     (referee.folder / "final.json").unlink()
     write_json(path, read_json(path) | {"family": {"looks": {"gate": 4, "final": 3}}})
-    told = "opened again: its family had looked 3 times when this fork began"
+    told = "opened again (its family had looked 3 times when this fork began)"
     final = referee.final()
     assert opened_text(final) == told
     assert event_lines({"kind": "final"} | final, REASONING_LENGTH)[0] == f"final split, {told}"

@@ -18,6 +18,7 @@ from memory.records import append_jsonl, read_json, write_json
 from memory.store import RunStore
 from run_agent import main
 from tests.test_views import BAD, GOOD, SAMPLES, TRAIN, USAGE, held, make_run
+from tools.engines.publish import model_card
 
 VOID = {"meta", "br", "img", "input", "link", "hr", "col", "embed", "source"}
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
@@ -117,8 +118,13 @@ def test_a_forks_final_split_is_no_first_look(run_dir: Path) -> None:
     report["final"]["looks_before"] = 3
     write_json(run_dir / "report.json", report)
     text = read(run_dir).text
-    again = "opened again: its family had looked 3 times when this fork began"
+    again = "opened again (its family had looked 3 times when this fork began)"
     assert text.count(again) == 2 and "opened once" not in text
+    record = read_json(run_dir / "run.json") | {"forked_from": {"run": "mother", "step": 3}}
+    card = model_card(record, RunStore(run_dir), GOOD, report["final"], False, "float32")
+    assert (
+        f"The final split was {again}, when the run had ended." in card and "a fork of run `mother` at step 3" in card
+    )
 
 
 def test_each_candidate_has_its_verdict_and_why(run_dir: Path) -> None:

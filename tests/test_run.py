@@ -153,6 +153,10 @@ def test_stop_ends_a_run_that_can_be_resumed(flags: Flags, tmp_path: Path, how: 
     assert how or begun == ended != [], "the step was finished"
     code, report, said = finish(program("resume", "--runs-dir", str(tmp_path / "runs"), "--json"))
     assert (code, report["stop_reason"]) == (0, "nothing_verifiable"), said
+    told = {}
+    for event in read_events(only_run(tmp_path)):
+        if event["kind"] == "tool_started":
+            assert told.setdefault(event["job"], event["spent"]) == event["spent"], "the cost of all attempts"
 
 
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(flags: Flags, tmp_path: Path) -> None:
@@ -222,6 +226,8 @@ def test_bad_input_is_refused_before_a_run_begins(flags: Flags, tmp_path: Path) 
         "no tool": ["--tools", str(lenient)],
         "script": ["--planner", f"scripted:{tmp_path / 'missing.jsonl'}"],
         "--model": ["--model", "nobody/nothing"],
+        "no such file": ["--task", str(tmp_path / "nothing.jsonl")],
+        "--budget-tokens": ["--budget-tokens", "10"],
     }
     for word, bad in cases.items():
         code, _, said = finish(program("start", *flags, *bad))

@@ -226,7 +226,7 @@ def test_since_is_written_as_events_write_their_time() -> None:
 
 def test_every_kind_of_event_can_be_chosen() -> None:
     text = "".join(path.read_text() for path in (REPO / "agent").glob("*.py"))
-    emitted = set(re.findall(r'\.emit\("(\w+)"', text)) | set(re.findall(r'\.emit\("\w+" if \w+ else "(\w+)"', text))
+    emitted = set(re.findall(r'\.emit\(\s*"(\w+)"', text)) | set(re.findall(r'\.emit\("\w+" if \w+ else "(\w+)"', text))
     assert {"observed", "run_started"} <= emitted <= set(KINDS)
 
 
@@ -339,3 +339,16 @@ def test_the_spans_are_what_opentelemetry_reads(cli: Cli, tmp_path: Path) -> Non
     cli.json("export", "one", "--to", "openinference", "--out", str(tmp_path / "spans.jsonl"))
     rows = [json_format.ParseDict(row, trace_pb2.TracesData()) for row in read_jsonl(tmp_path / "spans.jsonl")]
     assert sum(len(row.resource_spans[0].scope_spans[0].spans) for row in rows) == 14
+
+
+def test_a_last_step_without_a_decision_says_why(runs_dir: Path, cli: Cli) -> None:
+    trace = begin(runs_dir, "dry")
+    step(trace, 1, result={"dataset": "d1"})
+    trace.emit("observed", step=2, situation={"champion": "base", "score": None, "budget_left_percent": 1,
+               "unused_right_answers": 7}, menu=[])  # fmt: skip
+    assert "no decision" not in cli("show", "dry")[1]
+    stop(trace)
+    write_json(runs_dir / "dry" / "report.json", {"stop_reason": "plateau", "stop_sentence": "no more gain"})
+    for argv in (["show", "dry"], ["show", "dry", "--step", "2"]):
+        assert cli(*argv)[1].count("no decision: no more gain") == 1
+    assert "no decision" not in cli("show", "dry", "--kind", "observed")[1]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from agent.final_pair import FINAL_ANSWERS
 from agent.trace import Trace
 from memory.records import read_json, write_json, write_jsonl
 from tests.test_trace import GENERATE, NOTE, Cli, Json, begin, cli, rows_of, runs_dir, step, stop
@@ -71,7 +72,9 @@ def test_runs_part_by_a_result_of_the_same_call(runs_dir: Path, cli: Cli) -> Non
 def test_a_value_more_on_the_menu_is_one_difference(runs_dir: Path, cli: Cli) -> None:
     for name, values in (("a", [1, 2]), ("b", [1, 2, 3])):
         menu = [{"tool": "train", "arguments": {"epochs": values}, "outcome": ""}]
-        begin(runs_dir, name).emit("observed", step=1, situation={"champion": "base"}, menu=menu)
+        trace = begin(runs_dir, name)
+        trace.emit("observed", step=1, situation={"champion": "base"}, menu=menu)
+        trace.emit("decided", step=1, action=NOTE, decided_by="model", logprob=None, alternatives=[], usage={})
     assert cli.json("diff", "a", "b")["parted"]["situation"] == [
         {"field": "menu.train.epochs", "a": "1|2", "b": "1|2|3"}
     ]
@@ -99,8 +102,10 @@ def test_a_step_without_a_decision_is_not_counted(runs_dir: Path, cli: Cli) -> N
     two_runs(runs_dir)
     Trace(runs_dir / "b").emit("observed", step=3, situation={"champion": "base"}, menu=[])
     found = cli.json("diff", "a", "b")
-    assert found["num_steps"] == {"a": 2, "b": 2} and found["counts"] == {"same": 2, "only in B": 1}
+    assert found["num_steps"] == {"a": 2, "b": 2} and found["counts"] == {"same": 2}
     assert found["not_compared"] == []
+    Trace(runs_dir / "a").emit("observed", step=3, situation={"champion": "base"}, menu=[])
+    assert "the runs do not part: 2 steps are the same" in cli("diff", "a", "b")[1]
 
 
 def test_both_ends_and_where_a_fork_comes_from_are_told(runs_dir: Path, cli: Cli) -> None:
@@ -139,3 +144,69 @@ def test_a_refusal_and_an_end_are_differences(runs_dir: Path, cli: Cli) -> None:
     assert [row["how"] for row in found["rows"]] == ["different result", "only in A"]
     assert found["num_steps"] == {"a": 2, "b": 1}
     assert {"field": "refused", "a": "-", "b": "no"} in found["parted"]["outcome"]
+
+
+def test_a_replay_is_compared_by_what_a_replay_repeats(runs_dir: Path, cli: Cli) -> None:
+    two_runs(runs_dir, budget=100)
+    assert cli.json("diff", "a", "b")["parted"]["how"] == "different situation"
+    record = read_json(runs_dir / "b" / "run.json")
+    own = {"planner": "replay:a", "budget_minutes": 1e6, "max_steps": 2, "approve": False, "prices": None}
+    told = {"config": record["config"] | own, "replay_of": {"run": "a", "dir": str(runs_dir / "a")}}
+    write_json(runs_dir / "b" / "run.json", record | told)
+    found = cli.json("diff", "a", "b")
+    assert (found["parted"], found["settings"], found["counts"]) == (None, [], {"same": 2})
+    assert found["related"].startswith("B is a replay of A; by design it has no limits")
+    assert cli.json("diff", "b", "a")["related"].startswith("A is a replay of B;")
+    events = rows_of((runs_dir / "b" / "events.jsonl").read_text())
+    next(event for event in events if event["kind"] == "tool_finished")["result"] = {"dataset": "other"}
+    write_jsonl(runs_dir / "b" / "events.jsonl", events)
+    assert cli.json("diff", "a", "b")["parted"]["how"] == "different result"
+
+
+def end_with(run_dir: Path, right: dict[str, bool]) -> None:
+    """Write the end of a run whose champion answered these final items, right or wrong."""
+    share = sum(right.values()) / len(right)
+    write_json(run_dir / "report.json", {"final": {"n": len(right), "champion": {"score": share, "n": len(right)}}})
+    write_jsonl(run_dir / "referee" / "final.jsonl", [{"id": name} for name in right])
+    rows = [{"id": name, "verdict": "right" if is_right else "wrong"} for name, is_right in right.items()]
+    write_jsonl(run_dir / "referee" / FINAL_ANSWERS, rows)
+
+
+def test_final_scores_are_compared_item_by_item_in_either_order(runs_dir: Path, cli: Cli) -> None:
+    two_runs(runs_dir)
+    unopened = cli.json("diff", "a", "b")["final"]
+    assert unopened == {"why": "not both runs have opened it"}
+    names = [f"i{number}" for number in range(100)]
+    end_with(runs_dir / "a", {name: number < 40 for number, name in enumerate(names)})
+    end_with(runs_dir / "b", {name: 2 <= number < 60 for number, name in enumerate(names)} | {})
+    rows = rows_of((runs_dir / "b" / "referee" / FINAL_ANSWERS).read_text())
+    write_jsonl(runs_dir / "b" / "referee" / FINAL_ANSWERS, rows[::-1])
+    found = cli.json("diff", "a", "b")["final"]
+    assert (found["why"], found["n"], found["num_fixed"], found["num_broken"]) == (None, 100, 20, 2)
+    assert found["p_better"] < 0.025 < found["p_worse"]
+    assert "final split, B against A on the same 100 items: better, estimated +17.6 points" in cli("diff", "a", "b")[1]
+    assert "B against A on the same 100 items: WORSE" in cli("diff", "b", "a")[1]
+    end_with(runs_dir / "b", {name: 2 <= number < 45 for number, name in enumerate(names)})
+    assert "items: no clear change, " in cli("diff", "a", "b")[1]
+
+
+def test_final_scores_that_do_not_compare_say_why(runs_dir: Path, cli: Cli) -> None:
+    two_runs(runs_dir)
+    for name in ("a", "b"):
+        end_with(runs_dir / name, {"one": True, "two": False})
+    record = read_json(runs_dir / "b" / "run.json")
+    write_json(runs_dir / "b" / "run.json", record | {"identity": {"hashes": {"scorer code": "new"}}})
+    assert "the same items, but not the same scorer code" in cli("diff", "a", "b")[1]
+    write_json(runs_dir / "b" / "run.json", record)
+    (runs_dir / "a" / "referee" / FINAL_ANSWERS).unlink()
+    assert "not kept by the version that made a" in cli("diff", "a", "b")[1]
+    end_with(runs_dir / "b", {"one": True, "three": False})
+    assert "final split not compared item by item: not the same items" in cli("diff", "a", "b")[1]
+
+
+def test_of_a_different_result_verdict_and_scores_come_first(runs_dir: Path, cli: Cli) -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        result = {"ci95": [number], "dataset": number, "search_score": number, "accepted": number > 1}
+        step(begin(runs_dir, name), 1, result=result)
+    fields = [row["field"] for row in cli.json("diff", "a", "b")["rows"][0]["differs"]]
+    assert fields == ["result.accepted", "result.search_score", "result.ci95[0]", "result.dataset"]

@@ -244,7 +244,16 @@ def test_two_runs_are_compared(server: Server, run: Path) -> None:
     text = server.client().get(f"/compare?a=20260102-030405&b={run.name}").text
     assert "They part: step 2" in text and "No decision in A" in text
     same = server.client().get("/compare?a=20260102-030405&b=20260102-030406").text
-    assert "They do not part" in same
+    assert "They do not part" in same and "Final split not compared item by item: " in same
+
+
+def test_a_comparison_names_the_origin_and_what_differs_in_a_step(server: Server, run: Path) -> None:
+    write_json(run / "run.json", read_json(run / "run.json") | {"forked_from": {"run": "20260102-030405", "step": 1}})
+    path = run / "events.jsonl"
+    path.write_text(path.read_text().replace('"gain_on_search":0.22', '"gain_on_search":0.33'))
+    text = server.client().get(f"/compare?a=20260102-030405&b={run.name}").text
+    assert "<p>B is a fork of A at step 1.</p>" in text
+    assert "<td><code>result.gain_on_search</code></td><td>0.22</td><td>0.33</td>" in text
 
 
 def test_hostile_text_is_text(server: Server, run: Path) -> None:

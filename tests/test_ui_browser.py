@@ -98,6 +98,20 @@ def test_the_chart_is_drawn_and_leads_to_the_step(server: Server, run: Path, pag
     assert page.locator(".chart .u-legend").inner_text().count("search score") == 1
 
 
+def test_the_chart_of_one_step_shows_its_point(server: Server, run: Path, page: Any) -> None:
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(line for line in lines if '"step":2' not in line))
+    page.goto(f"{server.origin}/runs/{run.name}/")
+    page.locator(".chart canvas").wait_for()
+    ticks, opaque = page.evaluate("""async () => {
+      await new Promise((drawn) => setTimeout(drawn, 100));
+      const [plot] = charts.values();
+      const place = [plot.valToPos(1, "x", true) + 2, plot.valToPos(92, "y", true)].map(Math.round);
+      return [plot.axes[0]._values, plot.ctx.getImageData(...place, 1, 1).data[3]];
+    }""")
+    assert (ticks, opaque) == (["1"], 255)
+
+
 def test_a_live_run_is_shown_as_it_goes(server: Server, run: Path, page: Any) -> None:
     with held(run / "run.lock"):
         write_job(run, "now", "running", 4)

@@ -162,7 +162,7 @@ def test_a_live_run_shows_every_limit_that_it_has(server: Server, limits: Json, 
     with held(run_dir / "run.lock"):
         text = page_of(server.client(), run_dir)
     panel = re.sub(r"<[^>]*>", " ", text[text.index('id="budget-name"') : text.index("</dl>")])
-    assert f" {told}: " in panel and "s spent; 92 % left when step" in panel, panel
+    assert f" {told}: " in panel and "s spent; 92 % left" in panel, panel
     assert "of 10 minutes" not in panel
 
 

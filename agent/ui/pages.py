@@ -27,6 +27,8 @@ from starlette.staticfiles import StaticFiles
 from agent import follow, report, trace_diff, views
 from agent.commands import printable
 from agent.decision_text import sureness_text, why_text
+from agent.final_pair import final_pair_text
+from agent.progress import left_text
 from agent.ui.access import Access
 from agent.ui.live import changes, renewal
 from agent.ui.started import Started
@@ -92,8 +94,9 @@ class Pages:
         self.templates.filters["linked"] = linked
         self.templates.filters["sure"] = sureness_text
         self.templates.filters["why"] = _why
+        self.templates.filters["final_pair"] = final_pair_text
         self.templates.filters["limits"] = views.budget_text
-        self.templates.filters["left"] = views.left_text
+        self.templates.filters["left"] = left_text
         self.templates.globals["ARGUMENT"] = ARGUMENT
 
     def html(self, name: str, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -188,6 +191,7 @@ class Pages:
             a, b = (self.runs.get(name) for name in wanted)
             values["found"] = _diff(a.run_dir, b.run_dir, a.read_to, b.read_to)
             values["sides"] = [report.overview(run.run_dir, run.status(), run.facts, run.store) for run in (a, b)]
+            values["most_fields"] = trace_diff.MOST_FIELDS_OF_A_ROW
             values["lines"], values["num_left_out"] = _lines(values["found"]["rows"])
         return self.html("compare", **values)
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from memory.records import read_jsonl
 from memory.store import BASE, FINAL_ARMS, GREEDY, RunStore, opened_text
 from memory.vectors import frozen_examples
 from tools.contract import Json, ToolError
@@ -104,7 +105,7 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         "---",
         f"# {Path(config['model']).name}, improved by Autodidact",
         "",
-        f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}), {_origin(model_id)}",
+        f"Model `{model_id}` of run `{record['run']}` ({record.get('created')}{_parent(record)}), {_origin(model_id)}",
         f"to `{config['task']}`. These files: {how}.",
         "",
         *_brought(store, model_id),
@@ -126,6 +127,11 @@ def model_card(record: Json, store: RunStore, model_id: str, final: Json | None,
         *policy_section(store, model_id),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parent(record: Json) -> str:
+    origin = record.get("forked_from")
+    return f", a fork of run `{origin['run']}` at step {origin['step']}" if origin else ""
 
 
 def _origin(model_id: str) -> str:
@@ -175,14 +181,20 @@ def _score_row(split: str, name: str, score: Json) -> str:
 
 def _lineage_table(store: RunStore, model_id: str) -> list[str]:
     rows = ["| model | parent | datasets | examples | settings | verdict |", "|---|---|---|---|---|---|"]
-    verdicts = {verdict["model"]: verdict for verdict in store.verdicts()}
+    details = {row["candidate"]: row for row in read_jsonl(store.run_dir / "referee" / "verdicts.jsonl")}
     for model in store.lineage(model_id):
         settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
-        verdict: Any = verdicts.get(model["id"])
-        said = "none" if verdict is None else f"{'accepted' if verdict['accepted'] else 'rejected'} (n={verdict['n']})"
+        said = _verdict_text(details.get(model["id"]))
         cells = (model["id"], model["parent"], " ".join(model["datasets"]), model["num_examples"], settings, said)
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return rows
+
+
+def _verdict_text(detail: Any) -> str:
+    if detail is None:
+        return "none"
+    told = f"{detail['num_fixed']} fixed, {detail['num_broken']} broken of n={detail['num_items']}"
+    return f"{'accepted' if detail['accepted'] else 'rejected'} ({told})"
 
 
 def _loading(base: str, adapter_only: bool) -> list[str]:

@@ -227,7 +227,7 @@ def _batches(suffixes: list[list[int]], sampling: Sampling, divisor: int = 1) ->
 def dtype_name(asked: str) -> str:
     """Return the dtype to generate in. "auto": bf16 on a GPU; on a CPU whichever multiplies faster here, measured.
 
-    Only processors with bf16 units (AMX, AVX-512 BF16) are faster in bf16, by three times or more where it was measured.
+    Only processors with bf16 units (AMX, AVX-512 BF16) are faster in bf16, where measured three times or more.
     """
     if asked != "auto":
         return asked

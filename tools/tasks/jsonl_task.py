@@ -94,6 +94,8 @@ def load_jsonl_task(path: Path, options: dict[str, Any], base: Path | None = Non
     valid = set(_TASK_OPTIONS).union(*SCORER_OPTIONS.values())
     for name in options:
         check_name(name, valid, f"option of {where}")
+    if not path.exists():
+        raise ValueError(f"{where}: there is no such file")
     if "scorer" not in options:
         raise ValueError(f"{where} names no scorer; append ?scorer=NAME, one of {', '.join(SCORER_OPTIONS)}")
     scorer_options = {key: value for key, value in options.items() if key not in _TASK_OPTIONS}

@@ -3,6 +3,7 @@
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 const charts = new Map();
+const WHOLE = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((factor) => factor * 10 ** power)); // between ticks
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -14,17 +15,18 @@ function percent(plot, value) {
 
 function options(place) {
   const axis = { stroke: colour("ink"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line") } };
-  const line = (label, name, more) => ({ label, stroke: colour(name), width: 2, points: { show: false }, value: percent, ...more });
+  const alone = (plot) => plot.data[0].length === 1; // a line through one point is none
+  const line = (label, name, more) => ({ label, stroke: colour(name), width: 2, points: { show: alone, size: 8, fill: colour(name) }, value: percent, ...more });
   return {
     width: place.clientWidth,
     height: 300,
-    scales: { x: { time: false }, y: { range: [0, 100] } },
-    axes: [{ ...axis, label: "step", stroke: colour("ink") }, { ...axis, size: 60, values: (plot, ticks) => ticks.map((tick) => `${tick} %`) }],
+    scales: { x: { time: false, range: (plot, low, high) => (alone(plot) ? [plot.data[0][0] - 0.5, plot.data[0][0] + 0.5] : [low, high]) }, y: { range: [0, 100] } },
+    axes: [{ ...axis, label: "step", incrs: WHOLE }, { ...axis, size: 60, values: (plot, ticks) => ticks.map((tick) => `${tick} %`) }],
     series: [
       { label: "step" },
       line("search score", "good"),
-      line("lower end", "good", { width: 0 }),
-      line("upper end", "good", { width: 0 }),
+      line("lower end", "good", { width: 0, points: { show: false } }),
+      line("upper end", "good", { width: 0, points: { show: false } }),
       line("budget left", "main", { dash: [6, 4] }),
     ],
     bands: [{ series: [3, 2], fill: `${colour("good")}33` }],
