@@ -253,7 +253,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="there is no such file"):
         load_task(f"{tmp_path}/no.jsonl?scorer=exact")
     with pytest.raises(ValueError, match="is a folder"):
         load_task(f"jsonl:{tmp_path}?scorer=exact")
