@@ -59,7 +59,8 @@ def chances(decided: Mapping[str, Any], legal: Mapping[str, list[Any]] | None = 
 
 def percent(share: float) -> str:
     """Return a probability in percent; only what is certain reads 0 % or 100 %."""
-    return f"{100 * share:.0f} %" if share in (0, 1) or 0.01 <= share < 0.995 else f"{100 * share:.2g} %"
+    digits = ".0f" if share in (0, 1) or 0.01 <= share < 0.995 else ".2g" if share < 0.01 else ".4g"
+    return f"{100 * share:{digits}} %"
 
 
 def sureness_text(decided: Mapping[str, Any]) -> str:
