@@ -25,7 +25,7 @@ from agent.planners.base import person_action
 from agent.planners.fixed import decision
 from agent.state import State
 from agent.trace_facts import facts_of
-from agent.trace_view import call_text
+from agent.trace_view import answer_text, call_text
 from agent.views import read_report
 from tools.contract import Json
 
@@ -40,7 +40,10 @@ def approve(state: State, runtime: Runtime[Services]) -> State:
     answer = interrupt(_question(state))  # LangGraph runs the node again from its start once there is an answer
     asked = {"tool": chosen["tool"], "args": chosen["args"]}
     told = {"who": "person", "answer": answer["answer"], "action": asked, "edited": answer["action"]}
-    services.trace.emit("answered", step=state["step"], **told, reason=answer["reason"])
+    told |= {"reason": answer["reason"]}
+    services.trace.emit("answered", step=state["step"], **told)
+    services.console.observed(state["step"], state["situation"])  # this process may not have seen the step begin
+    services.console.say(f"  {answer_text(told)}")
     if answer["answer"] == "no":
         last = asked | {"outcome": f"rejected by a person: {answer['reason']}"}
         last["refused"] = (state.get("last") or {}).get("refused", 0)

@@ -6,6 +6,7 @@ Everything goes to standard error, so that `--json` leaves standard output to th
 import time
 from typing import TYPE_CHECKING, Any
 
+from agent.decision_text import decides_text, sureness_text, why_text
 from agent.sealing import looks_text
 from agent.views import final_lines, verdict_text
 from memory.store import opened_text
@@ -47,11 +48,11 @@ class Console:
     def decided(self, step: int, decision: Any) -> None:
         """Show who decided what, and why."""
         args = ", ".join(f"{name}={value}" for name, value in decision["args"].items())
-        sure = "" if decision["logprob"] is None else f", log-probability {decision['logprob']:.2f} of the tool"
+        sure, by = sureness_text(decision), decision["decided_by"]
         self.rich.print(f"[bold]{escape(self._headline)}[/bold]")
-        self.say(f"  {decision['decided_by']} decides: {decision['tool']}({args}){sure}")
-        if decision["reasoning"]:
-            self.say(f"  because: {decision['reasoning'][:200]}")
+        self.say(f"  {decides_text(by)}: {decision['tool']}({args}){sure and f', {sure}'}")
+        if decision["reasoning"] and by != "only_choice":  # whose name says why
+            self.say(f"  {why_text(by, not decision['alternatives'])}: {decision['reasoning'][:200]}")
 
     def started(self, step: int, tool: str, args: Json) -> None:
         """Begin a live line for a tool."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from agent.decision_text import decides_text, why_text
 from agent.follow_nodes import Node, Thread, node, one_line, root
 from agent.trace import Event, read_events
 from agent.trace_search import leaves
@@ -48,10 +49,7 @@ class Work:
         events = [event for event in read_events(self.run_dir) if event["step"] == int(call[:4])]
         mine = [event for event in events if event.get("job") == call]
         decided = [event for event in events if event["kind"] == "decided"]
-        above = [
-            node("decision", "", f"by {event['decided_by']}: {one_line(event['reasoning'])}", **{"step": event["step"]})
-            for event in decided[-1:]
-        ]
+        above = [node("decision", "", _decision_text(event), **{"step": event["step"]}) for event in decided[-1:]]
         result = self._call_record(call).get("result", {})
         about = self.call_node(call)
         attempts = sum(event["kind"] == "tool_started" for event in mine)
@@ -163,6 +161,11 @@ def _is_of(spec: Json, note: Path) -> bool:
     noted = read_json(note)
     inputs = {name: value for name, value in spec["inputs"].items() if name != "config"}
     return bool(noted["args"] == spec["args"] and (noted["inputs"] or {}) == inputs)
+
+
+def _decision_text(event: Event) -> str:
+    by = event["decided_by"]
+    return f"{decides_text(by)}; {why_text(by, not event['alternatives'])}: {one_line(event['reasoning'])}"
 
 
 def _ended_text(event: Event) -> str:

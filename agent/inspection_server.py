@@ -64,7 +64,7 @@ def inspections(runs_dir: str) -> list[Callable[..., str]]:
         return _said(trace_commands.show, run=run, **wanted)
 
     def trace_search(run: str, text: str) -> str:
-        """Find where a text stands in a run's trace: step, kind of event, field, and what is around it."""
+        """Find where a text stands in a run: step, kind of event, field; rows of its data with their ids."""
         return _said(trace_commands.find, run=run, text=text)
 
     def follow(run: str, id: str) -> str:

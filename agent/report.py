@@ -17,6 +17,16 @@ from typing import Any
 from agent import trace_view, views
 from agent.clock import PARENT, earlier_clock, time_table
 from agent.commands import Outcome, printable
+from agent.decision_text import (
+    among_texts,
+    by_decider,
+    chances,
+    decider,
+    decides_text,
+    percent,
+    sureness_text,
+    why_text,
+)
 from agent.follow_rows import Rows
 from agent.metering import WORK, spent_on
 from agent.policies import policy_rows
@@ -78,7 +88,9 @@ def environment(folders: list[Path]) -> Any:
     )
     made.filters["score"] = views.score_text
     made.filters["opened"] = opened_text
-    made.filters["thousands"] = lambda number: None if number is None else f"{number:,}"
+    made.filters["thousands"] = lambda number: None if number is None else f"{number:,.0f}"
+    made.filters["percent"] = percent
+    made.filters["decider"] = decider
     made.filters["moment"] = lambda ts: f"{ts[:19].replace('T', ' ')} UTC"
     made.filters["named"] = lambda spec: _FOLDERS.sub("", spec)
     made.filters["short"] = lambda number: f"{number:.2g}" if isinstance(number, float) else number
@@ -115,7 +127,7 @@ def overview(run_dir: Path, status: Json, facts: TraceFacts, store: RunStore) ->
         "policies": policy_rows(run_dir, store),
         "looks": looks_text(status["looks"], status["resumes"]),
         "curve": _curve(store, facts, candidates, final),
-        "decided_by": views.count_text(status["decided_by"]),
+        "decided_by": views.count_text(by_decider(status["decided_by"])),
     }
 
 
@@ -360,10 +372,12 @@ def _decision(event: Event, seen: Event | None) -> Json:
         "step": event["step"],
         "at_s": event["spent_s"],
         "by": event["decided_by"],
-        "logprob": event["logprob"],
-        "tool": event["action"]["tool"],
+        "decides": decides_text(event["decided_by"]),
+        "sure": sureness_text(event),
+        "chances": chances(event),
+        "among": among_texts(event),
+        "why": why_text(event["decided_by"], not event["alternatives"]),
         "call": trace_view.call_text(event["action"]),
-        "alternatives": event["alternatives"],
         "problems": event.get("problems", []),
         "reasoning": event["reasoning"].strip(),
         "planner_tokens": event["usage"].get("tokens"),

@@ -5,7 +5,8 @@ An event: {"seq", "ts" (UTC), "spent_s", "kind", "span", "parent", "step" (None 
   observed      situation, menu[{tool, arguments (name -> its legal values), outcome (what it has brought)}]
                 too_dear (of an empty menu: the legal action that lacks least, with what it lacks)
   decided       action{tool,args}, decided_by, reasoning, logprob (of the tool), alternatives[{tool,logprob}], usage,
-                argument_logprobs (of each value among the legal ones; absent: unknown), problems
+                argument_logprobs (of each value among the legal ones; absent: unknown), problems,
+                probabilities[{argument (None = the tool), among[{values, probability}]}] (with the values not chosen)
   tool_started  tool, args, job, spent (by units, when the call first began)
   tool_finished tool, args, job, result, usage        tool_failed   tool, args, error
   judged        what referee/verdicts.jsonl holds     run_stopped   reason, sentence

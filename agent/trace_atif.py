@@ -89,7 +89,7 @@ def _decision(event: Event) -> Json:
     action, usage = event["action"], event["usage"]
     extra = {name: event[name] for name in ("step", "decided_by", "alternatives", "problems")}
     call = {"tool_call_id": f"call-{event['seq']}", "function_name": action["tool"], "arguments": action["args"]}
-    names = ("logprob", "argument_logprobs")
+    names = ("logprob", "argument_logprobs", "probabilities")
     measured = {"tokens": usage.get("tokens")} | {name: event[name] for name in names if name in event}
     turn = _turn(event, "agent", call_text(action), extra) | {"tool_calls": [call]}
     turn["metrics"] = {"cost_usd": float(usage.get("cost_usd") or 0), "extra": measured}

@@ -9,8 +9,9 @@ from agent import trace_export, trace_view, views
 from agent.commands import Outcome
 from agent.trace import read_events
 from agent.trace_diff import diff, diff_lines
-from agent.trace_search import search, search_lines
+from agent.trace_search import first, search, search_lines, search_rows
 from agent.trace_select import KINDS, Filter, parse_since, select_events
+from memory.store import RunStore
 
 
 def add_commands(add: Callable[..., Any], trace: Any) -> None:
@@ -19,8 +20,12 @@ def add_commands(add: Callable[..., Any], trace: Any) -> None:
     _add_filters(told, "this step only, with all that the planner was shown and wrote", "steps")
     tail = add("tail", tail_events, "one line per event as it comes, until the run ends", "the newest", trace)
     _add_filters(tail, "events of this step", "events")
-    words = add("search", find, "where a text stands: step, kind, field", "needed", trace)
-    words.add_argument("text", metavar="TEXT", help="looked for in all fields, whatever its case")
+    words = add("search", find, "where a text stands: step, kind, field; rows of data", "needed", trace)
+    words.add_argument(
+        "text",
+        metavar="TEXT",
+        help="looked for in all fields and all rows, whatever its case",
+    )
     two = add("diff", compare, "where two runs part and why, then step by step", under=trace)
     two.add_argument("a", metavar="A", help="name or folder of a run")
     two.add_argument("b", metavar="B", help="name or folder of another run")
@@ -63,9 +68,13 @@ def tail_events(args: Namespace) -> Outcome:
 
 
 def find(args: Namespace) -> Outcome:
-    """Return the places where a text stands."""
-    places = search(read_events(_run(args, args.run)), args.text)
-    return Outcome((), list(places)) if args.json else Outcome(search_lines(places), None)
+    """Return the events and the rows of data that hold a text."""
+    run_dir = _run(args, args.run)
+    places, rows = search(read_events(run_dir), args.text), search_rows(RunStore(run_dir), args.text)
+    if args.json:
+        found, num_more = first(rows)
+        return Outcome((), {"events": list(places), "rows": found, "num_more_rows": num_more})
+    return Outcome(search_lines(places, rows, run_dir.name), None)
 
 
 def compare(args: Namespace) -> Outcome:

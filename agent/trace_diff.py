@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent import views
+from agent.decision_text import among_texts, chances, decides_text, sureness_text
 from agent.final_pair import final_pair, final_pair_text
 from agent.trace import Event, read_events
 from agent.trace_search import HEAD, leaves
 from agent.trace_select import menu_of, steps
-from agent.trace_view import call_text, sureness_text
+from agent.trace_view import call_text
 from tools.contract import Json
 
 ABSENT = "-"
@@ -262,7 +263,8 @@ def _decision(step: Step | None) -> Json | None:
     if step is None or step.decision is None:
         return None
     names = ("action", "decided_by", "logprob", "argument_logprobs", "alternatives", "reasoning")
-    return {name: step.decision[name] for name in names if name in step.decision}
+    told = {name: step.decision[name] for name in names if name in step.decision}
+    return told | {"probabilities": chances(step.decision)}
 
 
 def _call(step: Step | None) -> str | None:
@@ -305,13 +307,9 @@ def _place_lines(what: str, place: Json) -> Iterator[str]:
         if decision is None:
             yield f"  {name.upper()}  no decision"
             continue
-        others = [
-            other["tool"] if other.get("logprob") is None else f"{other['tool']} {other['logprob']:.2f}"
-            for other in decision["alternatives"]
-        ]
-        parts = [call_text(decision["action"]), sureness_text(decision), others and f"instead of {', '.join(others)}"]
-        said = f"{decision['decided_by']} decides {', '.join(part for part in parts if part)}"
-        yield f"  {name.upper()}  {said}"
+        parts = [call_text(decision["action"]), sureness_text(decision), *among_texts(decision)]
+        said = ", ".join(part for part in parts if part)
+        yield f"  {name.upper()}  {decides_text(decision['decided_by'])}: {said}"
     for name, title in (("situation", "shown to the planner"), ("outcome", "came back")):
         if place[name]:
             yield f"  {title} (A | B):"

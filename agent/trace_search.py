@@ -1,15 +1,21 @@
-"""Words in a trace: where a text stands, by step, kind of event and field, with what stands around it."""
+"""Words in a run: the events (step, kind, field) and the rows of data that hold a text, with what stands around it."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from agent.trace import Event
+from memory.store import RunStore
 from tools.contract import Json
 
 HEAD = ("seq", "ts", "spent_s", "kind", "span", "parent", "step")
 """Fields of every event, which say where it stands and not what happened."""
 AROUND = 60
 """Characters of a snippet on either side of the text."""
+ROW_FILES = {"train.jsonl": "id", "samples.jsonl": "example_id"}
+"""Files of a dataset whose rows are looked at, and which of a row's fields `follow` takes."""
+MOST_ROWS = 20
+"""Rows that are told; of the others their number."""
 
 
 def search(events: Iterable[Event], text: str) -> Iterator[Json]:
@@ -26,6 +32,27 @@ def search(events: Iterable[Event], text: str) -> Iterator[Json]:
             if needle in field.lower():
                 place = {name: event[name] for name in ("seq", "step", "kind")}
                 yield place | {"field": path, "snippet": _snippet(field, needle)}
+
+
+def search_rows(store: RunStore, text: str) -> Iterator[Json]:
+    """Yield {"id", "dataset", "file", "snippet"} of each training row, then of each sampled answer, that holds a text.
+
+    A row is read as `question -> answer`; answers given several times are told once. `follow` takes the id.
+    """
+    needle = text.lower()
+    for name, key in ROW_FILES.items():
+        for dataset in store.all("data"):
+            place, told = {"dataset": dataset["id"], "file": name}, set()
+            for row in store.each_row("data", dataset["id"], name):
+                said = f"{row.get('prompt', '')} -> {row.get('completion', '')}"
+                if needle in said.lower() and row.get(key) not in told:
+                    told.add(row.get(key))
+                    yield {"id": row.get(key)} | place | {"snippet": _snippet(said, needle)}
+
+
+def first(rows: Iterator[Json]) -> tuple[list[Json], int]:
+    """Return the first rows and how many more there are."""
+    return list(islice(rows, MOST_ROWS)), sum(1 for _ in rows)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,12 +78,18 @@ def _snippet(field: str, needle: str) -> str:
     return f"{'...' if start else ''}{cut}{'...' if end < len(field) else ''}"
 
 
-def search_lines(found: Iterable[Json]) -> Iterator[str]:
-    """Yield a line for each place: step, kind, field and snippet."""
-    none = True
-    for place in found:
-        none = False
+def search_lines(found: Iterable[Json], rows: Iterator[Json], run: str) -> Iterator[str]:
+    """Yield two lines for each place: step, kind, field or the row's id and dataset, and the snippet."""
+    num_found = 0
+    for num_found, place in enumerate(found, 1):  # noqa: B007 - the last number is how many there were
         step = "run" if place["step"] is None else f"step {place['step']}"
         yield f"{step:<9} {place['kind']:<13} {place['field']}\n          {place['snippet']}"
-    if none:
-        yield "no event holds this text"
+    told, num_more = first(rows)
+    for row in told:
+        yield f"row       {row['id']} of dataset {row['dataset']} ({row['file']})\n          {row['snippet']}"
+    if num_more:
+        yield f"and {num_more} more rows; a longer text finds fewer"
+    if told:
+        yield f"go on with `run_agent.py follow {run} {told[0]['id']}`"
+    elif not num_found:
+        yield "no event and no row of data holds this text"

@@ -29,7 +29,7 @@ class Filter:
     """
 
     step: int | None = None
-    """This step without what happened to the run meanwhile; None = all."""
+    """This step, with what happened to the run before the next one; None = all."""
     tool: str | None = None
     """Steps that decided for this tool or called it; None = all."""
     failed: bool = False
@@ -126,7 +126,7 @@ def select_steps(run_dir: Path, wanted: Filter) -> Iterator[tuple[int, list[Even
             numbers = [*numbers[:1], number]
         tools |= {tool for event in events for tool in (tool_of(event), *_legal_tools(event)) if tool}
         if wanted.takes_step(number, events):
-            ours = [event for event in events if wanted.step in (None, event["step"]) and wanted.takes(event)]
+            ours = [event for event in events if wanted.takes(event)]
             if ours:
                 yield number, ours
     if wanted.step is not None and not (numbers and numbers[0] <= wanted.step <= numbers[-1]):

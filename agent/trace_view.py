@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agent.decision_text import among_texts, decides_text, sureness_text, why_text
 from agent.disk import freed_text
 from agent.trace import Event
 from agent.trace_select import Filter, menu_of, select_steps
@@ -107,9 +108,7 @@ def event_lines(event: Event, reasoning_length: int | None) -> list[str]:
         case "run_stopped":
             return [f"stopped {event['ts']}: {event['reason']}: {event['sentence']}" + _error_text(event)]
         case "answered":
-            edited = f": {call_text(event['edited'])}" if event["edited"] else ""
-            reason = f" ({event['reason']})" if event["reason"] else ""
-            return [f"{event['who']} answers {event['answer']}{edited}{reason}"]
+            return [answer_text(event)]
         case "forked":
             return [f"forked from run {event['from_run']} at step {event['from_step']}, planner {event['planner']}"]
         case "collapsed":
@@ -163,21 +162,25 @@ def situation_words(situation: Json) -> str:
 
 def _decision_lines(event: Event, reasoning_length: int | None) -> list[str]:
     sure = sureness_text(event)
-    lines = [f"{event['decided_by']} decides: {call_text(event['action'])}{sure and f', {sure}'}"]
-    others = [
-        other["tool"] if other.get("logprob") is None else f"{other['tool']} {other['logprob']:.2f}"
-        for other in event["alternatives"]
-    ]
-    if others:
-        lines.append(f"   instead of: {', '.join(others)}")
+    lines = [f"{decides_text(event['decided_by'])}: {call_text(event['action'])}{sure and f', {sure}'}"]
+    lines += [f"   {text}" for text in among_texts(event)]
     lines += [f"   invalid before: {problem}" for problem in event.get("problems", [])]
-    if reasoning := " ".join(event["reasoning"].split()):
+    reasoning = " ".join(event["reasoning"].split())
+    if reasoning and event["decided_by"] != "only_choice":  # whose name says why
         cut = reasoning_length is not None and len(reasoning) > reasoning_length
-        lines.append(f"   because: {reasoning[:reasoning_length]}{'...' if cut else ''}")
+        why = why_text(event["decided_by"], not event["alternatives"])
+        lines.append(f"   {why}: {reasoning[:reasoning_length]}{'...' if cut else ''}")
     if event["usage"].get("tokens"):
         dollars = f", {event['usage']['cost_usd']:.4f} USD" if event["usage"].get("cost_usd") else ""
         lines.append(f"   cost of deciding: {event['usage']['tokens']:.0f} tokens{dollars}")
     return lines
+
+
+def answer_text(answered: Json) -> str:
+    """Return what a person said to a question, with the reason."""
+    edited = f": {call_text(answered['edited'])}" if answered["edited"] else ""
+    reason = f" ({answered['reason']})" if answered["reason"] else ""
+    return f"{answered['who']} answers {answered['answer']}{edited}{reason}"
 
 
 def call_text(action: Json) -> str:
@@ -191,17 +194,6 @@ def legal_text(row: Json) -> str:
     outcome = f", so far: {row['outcome']}" if row.get("outcome") else ""
     arguments = f"({'; '.join(grids)})" if row["arguments"] else ""
     return f"{row['tool']}{arguments}{outcome}"
-
-
-def sureness_text(decided: Json) -> str:
-    """Return the log-probability of a decision among the legal ones, and what it covers; "" where there is none."""
-    if decided["logprob"] is None:
-        return ""
-    if "argument_logprobs" not in decided:
-        return f"log-probability {decided['logprob']:.2f} of the tool alone"
-    parts = {"tool": decided["logprob"]} | decided["argument_logprobs"]
-    told = ", ".join(f"{name} {logprob:.2f}" for name, logprob in parts.items())
-    return f"log-probability {sum(parts.values()):.2f}" + (f" ({told})" if len(parts) > 1 else "")
 
 
 def result_text(result: Json) -> str:

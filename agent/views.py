@@ -18,6 +18,7 @@ from typing import Any
 
 from agent.clock import read_clock
 from agent.config import FORMAT_VERSION, GIVEN_AGAIN
+from agent.decision_text import by_decider
 from agent.progress import left_text, steps_text
 from agent.sealing import looks_of, looks_text
 from agent.state import StopReason
@@ -155,7 +156,7 @@ def budget_text(config: Json) -> str:
 
 
 def count_text(counts: dict[str, int]) -> str:
-    """Return "rules 3, only_choice 2", most frequent first."""
+    """Return "rules 3, model 2", most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common()) or "none"
 
 
@@ -272,9 +273,8 @@ def job_under_way(run_dir: Path) -> Json | None:
 
 def _newest(folder: Path, count: int) -> list[os.DirEntry[str]]:
     """Return the entries that were written to last, the newest first."""
-    if not folder.is_dir():
-        return []
-    return heapq.nlargest(count, os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return heapq.nlargest(count, entries, key=lambda entry: entry.stat().st_mtime_ns)
 
 
 def status_text(status: Json) -> str:
@@ -291,7 +291,7 @@ def status_text(status: Json) -> str:
         "base": f"search {score_text(status['base_search'])}, with examples {score_text(status['few_shot_search'])}",
         "verdicts": f"{status['verdicts']['accepted']} accepted, {status['verdicts']['rejected']} rejected",
         "looks": looks_text(status["looks"], status["resumes"]),
-        "decided by": count_text(status["decided_by"]),
+        "decided by": count_text(by_decider(status["decided_by"])),
         "final": "\n           ".join(final_lines(status["final"])) if status["final"] else "not opened",
         "next": _next_text(status),
     }

@@ -19,11 +19,12 @@ from typing import Any
 
 from agent.trace import Event, Trace, read_events
 from agent.trace_diff import diff, diff_lines
-from agent.trace_search import search, search_lines
+from agent.trace_search import search, search_lines, search_rows
 from agent.trace_select import Filter
 from agent.trace_view import tree_lines
 from bench.common import finish, machine, median
 from memory.records import canonical_json, write_json
+from memory.store import RunStore
 
 SIZES = (1_000, 10_000, 100_000)
 EVENTS_PER_STEP = 4
@@ -85,7 +86,7 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     ways: dict[str, Callable[[], Iterable[str]]] = {
         "show --step": lambda: tree_lines(run, Filter(step=last_step // 2)),
         "show --failed": lambda: tree_lines(run, Filter(failed=True)),
-        "search": lambda: search_lines(search(read_events(run), RARE)),
+        "search": lambda: search_lines(search(read_events(run), RARE), search_rows(RunStore(run), RARE), run.name),
         "diff": lambda: diff_lines(diff(run, other)),
     }
     expected = {"show --step": f"step {last_step // 2} ", "show --failed": "nothing in run"}

@@ -7,6 +7,7 @@ An artifact exists once its manifest does: files first, manifest last, both atom
 """
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,15 @@ class RunStore:
 
     def rows(self, kind: str, artifact_id: str, name: str) -> list[Any]:
         """Return the rows of one of an artifact's JSONL files. Raises ValueError when they are not those written."""
+        return list(self.each_row(kind, artifact_id, name))
+
+    def each_row(self, kind: str, artifact_id: str, name: str) -> Iterator[Any]:
+        """Yield the rows that `rows` returns, one at a time in memory."""
         path = _no_link(self.folder(kind, artifact_id) / name)
         written = (self.get(kind, artifact_id) or {}).get("hashes", {}).get(name)
         if written is not None and (not path.exists() or _hash_now(path) != written):
             raise ValueError(f"{path} is not what was written (its hash differs); restore it from a copy")
-        return list(read_jsonl(path))
+        yield from read_jsonl(path)
 
     def verdicts(self) -> list[Record]:
         """Return the referee's verdicts on trained models, oldest first."""

@@ -109,7 +109,8 @@ def ask_once(run_dir: Path, decided_by: str, answer: Json | None) -> Json:
     graph.add_edge(START, "approve")
     loop = graph.compile(checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "one"}}
-    services: Any = SimpleNamespace(config=SimpleNamespace(approve=True), trace=Trace(run_dir))
+    console: Any = SimpleNamespace(observed=lambda *_: None, say=print)
+    services: Any = SimpleNamespace(config=SimpleNamespace(approve=True), trace=Trace(run_dir), console=console)
     chosen = {"tool": "train", "args": {"rate": 0.1, "method": "lora"}, "decided_by": decided_by, "reasoning": ""}
     situation: Json = {"last_action": None, "lessons": []}
     begun: Any = {"step": 2, "decision": chosen, "menu": MENU, "situation": situation, "last": None}
@@ -117,13 +118,16 @@ def ask_once(run_dir: Path, decided_by: str, answer: Json | None) -> Json:
     return state if answer is None else loop.invoke(Command(resume=answer), thread, context=services)
 
 
-def test_a_rejection_is_the_last_outcome_that_the_planner_sees(tmp_path: Path) -> None:
+def test_a_rejection_is_told_and_the_last_outcome_that_the_planner_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     waiting = ask_once(tmp_path / "waiting", "model", None)
     assert waiting["__interrupt__"][0].value == QUESTION
     state = ask_once(tmp_path / "told", "model", make_answer(QUESTION, reject="too dear"))
     assert state["decision"] == {} and after_approve(cast(State, state)) == "plan"
     assert state["situation"]["last_action"]["outcome"] == "rejected by a person: too dear"
     assert state["last"] == state["situation"]["last_action"]
+    assert "person answers no (too dear)" in capsys.readouterr().out
     assert after_approve(cast(State, ask_once(tmp_path / "yes", "model", make_answer(QUESTION)))) == "act"
 
 

@@ -289,7 +289,8 @@ def test_decisions_with_reasons_refusals_and_repeats(run_dir: Path) -> None:
     trace.emit("tool_failed", step=2, **action, error="only 3 examples pass", usage=USAGE)
     one, two, again = (part.split("Step ")[0] for part in read(run_dir).text.split(" s: ")[1:4])
     for said in (
-        "evaluate_model(target=candidate) model decides, log-probability -0.25; instead of: finish_run -1.75",
+        "evaluate_model(target=candidate) model decides, probability 82 % of the tool alone;",
+        "instead of: finish_run (18 %)",
         "invalid before: tool 'dance' is not legal now",
         "why not why not",
         "Result: accepted True, gain +22.0 points (n=128), model " + GOOD + ", search 22.0 % [15.0, 30.0] n=128",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.budget import Budget
+from agent.decision_text import among_texts, chances, percent, sureness_text
 from agent.situation import build_situation
 from agent.trace import Trace
 from agent.trace_search import search
@@ -154,11 +155,30 @@ def test_a_situation_is_told_in_the_words_that_the_planner_read(runs_dir: Path, 
     assert "generate_data\n" in text, "runs of earlier versions recorded the names of the tools alone"
 
 
-def test_a_log_probability_says_what_it_covers(runs_dir: Path, cli: Cli) -> None:
-    assert "generate_data(num_items=512), log-probability -0.25 of the tool alone" in cli("show", "--step", "1")[1]
+def test_a_probability_says_what_it_covers(runs_dir: Path, cli: Cli) -> None:
+    assert "generate_data(num_items=512), probability 78 % of the tool alone" in cli("show", "--step", "1")[1]
     step(begin(runs_dir, "sure"), 1, result={}, argument_logprobs={"num_items": -0.51})
     text = cli("show", "sure", "--step", "1")[1]
-    assert "generate_data(num_items=512), log-probability -0.76 (tool -0.25, num_items -0.51)" in text
+    assert "generate_data(num_items=512), probability 47 % (tool 78 %, num_items 60 %)" in text
+    assert "instead of: note_lesson (22 %)" in text and "it wrote before choosing: Samples are needed." in text
+
+
+def test_every_value_that_was_legal_is_told_with_its_probability() -> None:
+    action = {"tool": "train", "args": {"rate": 0.1, "method": "lora"}}
+    decided: Json = {
+        "action": action,
+        "logprob": 0.0,
+        "alternatives": [],
+        "argument_logprobs": {"rate": -0.5, "method": 0.0},
+    }
+    assert sureness_text(decided) == "probability 61 % (rate 61 %, method 100 %; tool: only one was legal)"
+    assert among_texts(decided) == [], "an event of an earlier version does not name the other values"
+    told = decided | {"probabilities": chances(decided, {"rate": [0.1, 0.2, 0.4], "method": ["lora"]})}
+    assert among_texts(told) == ["rate: 0.1 (61 %), one of 0.2, 0.4 (39 % together)"]
+    assert chances(told) == chances(told, {}) == told["probabilities"]
+    unsure = {"action": action, "logprob": None, "alternatives": [{"tool": "finish_run", "logprob": None}]}
+    assert (sureness_text(unsure), among_texts(unsure)) == ("", ["instead of: finish_run"])
+    assert [percent(share) for share in (0, 0.004, 0.01, 0.9951, 1)] == ["0 %", "0.4 %", "1 %", "99.51 %", "100 %"]
 
 
 def test_what_happened_to_the_run_is_told(runs_dir: Path, cli: Cli) -> None:
@@ -236,7 +256,7 @@ def test_a_killed_run_is_read_and_a_torn_line_left_out(runs_dir: Path, cli: Cli)
     with trace.path.open("a") as file:
         file.write('{"kind": "tool_fin')
     assert {event["step"] for event in cli.json("show", "killed", "--tool", "generate_data")} == {1}
-    assert cli.json("search", "killed", "samples")[0]["field"] == "reasoning"
+    assert cli.json("search", "killed", "samples")["events"][0]["field"] == "reasoning"
     found = cli.json("diff", "one", "killed")
     assert (found["parted"]["step"], found["parted"]["how"]) == (1, "no result in B")
     assert [row["how"] for row in found["rows"]] == ["no result in B", "only in A", "only in A", "only in A"]
@@ -252,14 +272,17 @@ def test_steps_keep_a_resumed_run_in_order(tmp_path: Path) -> None:
     blocks = list(steps(read_jsonl(trace.path)))
     assert [number for number, _ in blocks] == [0, 1, 2]
     assert [event["kind"] for event in blocks[1][1]].count("observed") == 2
-    assert "run_resumed" not in {event["kind"] for event in select_events(tmp_path / "run", Filter(step=1))}
+    kinds = [[event["kind"] for event in select_events(tmp_path / "run", Filter(step=number))] for number in (1, 2)]
+    assert "run_resumed" in kinds[0] and "run_resumed" not in kinds[1], (
+        "a stop and a resume belong to the step they cut"
+    )
 
 
 # --- search
 
 
 def test_search_names_the_place_and_cuts_a_snippet(cli: Cli) -> None:
-    (place,) = cli.json("search", "one", "NOTHING TO note")
+    (place,) = cli.json("search", "one", "NOTHING TO note")["events"]
     assert place == {
         "seq": 9,
         "step": 2,
@@ -269,17 +292,17 @@ def test_search_names_the_place_and_cuts_a_snippet(cli: Cli) -> None:
     }
     text = cli("search", "one", "Dance")[1]
     assert "step 3" in text and "decided" in text and "problems[0]" in text
-    assert cli("search", "one", "no such words")[1] == "no event holds this text\n"
+    assert cli("search", "one", "no such words")[1] == "no event and no row of data holds this text\n"
 
 
 def test_search_finds_names_numbers_and_text_over_line_ends(cli: Cli) -> None:
-    assert {place["field"] for place in cli.json("search", "one", "num_items: 512")} >= {
+    assert {place["field"] for place in cli.json("search", "one", "num_items: 512")["events"]} >= {
         "action.args.num_items",
         "args.num_items",
     }
-    (place,) = cli.json("search", "one", 'wie "gesagt"')
+    (place,) = cli.json("search", "one", 'wie "gesagt"')["events"]
     assert place["step"] == 4 and place["snippet"] == 'note: Größe wie "gesagt"'
-    assert {place["step"] for place in cli.json("search", "one", "sums")} == {None}
+    assert {place["step"] for place in cli.json("search", "one", "sums")["events"]} == {None}
 
 
 def test_a_long_text_is_cut_around_what_was_found() -> None:
@@ -287,6 +310,26 @@ def test_a_long_text_is_cut_around_what_was_found() -> None:
     (place,) = search([event], "needle")
     assert " needle " in place["snippet"] and len(place["snippet"]) < 150
     assert place["snippet"].startswith("...") and place["snippet"].endswith("...")
+
+
+def test_search_finds_the_rows_of_data_and_says_how_to_follow_them(runs_dir: Path, cli: Cli) -> None:
+    rows = [{"id": f"r{number}", "prompt": f"What is {number} + 1?", "completion": "Seven"} for number in range(30)]
+    samples = [
+        {"example_id": "e1", "prompt": "What is 3 + 4?", "completion": text} for text in ("seven", "Seven!", "8")
+    ]
+    RunStore(runs_dir / "one").put("data", "d7", {"kind": "train"}, {"train.jsonl": rows, "samples.jsonl": samples})
+    found = cli.json("search", "one", "29 + 1? -> SEVEN")
+    place = {"id": "r29", "dataset": "d7", "file": "train.jsonl", "snippet": "What is 29 + 1? -> Seven"}
+    assert found == {"events": [], "rows": [place], "num_more_rows": 0}
+    assert [row["id"] for row in cli.json("search", "one", "3 + 4?")["rows"]] == ["e1"], (
+        "answers given twice are told once"
+    )
+    text = cli("search", "one", "seven")[1]
+    assert "row       r0 of dataset d7 (train.jsonl)" in text and "and 11 more rows; a longer text finds fewer" in text
+    assert "`run_agent.py follow one r0`" in text
+    (runs_dir / "one" / "data" / "d7" / "train.jsonl").write_text("")
+    code, _, err = cli("search", "one", "seven")
+    assert code == 2 and "restore it from a copy" in err
 
 
 # --- export

@@ -39,9 +39,9 @@ def test_runs_part_by_a_decision_on_the_same_situation(runs_dir: Path, cli: Cli)
     assert parted["why"] == "a different decision on the same situation"
     assert found["decided_differently"] == parted
     text = cli("diff", "a", "b")[1]
-    covers = "of the tool alone, instead of"
-    assert f"A  model decides generate_data(num_items=512), log-probability -0.25 {covers} note_lesson -1.50" in text
-    assert f"B  model decides note_lesson(), log-probability -0.75 {covers} generate_data -1.50" in text
+    alone = "of the tool alone, instead of:"
+    assert f"A  model decides: generate_data(num_items=512), probability 78 % {alone} note_lesson (22 %)" in text
+    assert f"B  model decides: note_lesson(), probability 68 % {alone} generate_data (32 %)" in text
     assert re.search(r"^ +1  same$", text, re.M)
     assert re.search(r"^ +2  different tool +generate_data\(num_items=512\) \| note_lesson\(\)$", text, re.M)
 

@@ -33,6 +33,8 @@ class Decision(TypedDict):
 
     Arguments with one legal value are left out. With `logprob` they add up to that of the whole action.
     """
+    probabilities: NotRequired[list[dict[str, Any]]]
+    """The same for people, with the other legal values (see agent/decision_text.py); absent when unknown."""
     alternatives: list[dict[str, Any]]
     """The legal tools not chosen: [{"tool": ..., "logprob": ...}]."""
     usage: dict[str, float]

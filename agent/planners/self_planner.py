@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.decision_text import chances
 from agent.planners.base import Choice, Decision, InvalidDecision, check_decision, menu_schema
 from agent.planners.chat import menu_text
 from prompts import render
@@ -55,4 +56,6 @@ class SelfPlanner:
         )
         if "argument_logprobs" in thought:  # absent from a job that an earlier version finished
             decision["argument_logprobs"] = thought["argument_logprobs"]
+            legal = next(choice["arguments"] for choice in menu if choice["tool"] == tool)
+            decision["probabilities"] = chances(decision, legal)
         return decision

@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 
 from agent import follow, report, trace_diff, views
 from agent.commands import printable
+from agent.decision_text import sureness_text, why_text
 from agent.final_pair import final_pair_text
 from agent.progress import left_text
 from agent.ui.access import Access
@@ -91,7 +92,8 @@ class Pages:
         self.templates = report.environment([HERE / "templates", report.HERE])
         self.templates.globals["link"] = lambda kind, name: f"follow?id={quote(name)}"
         self.templates.filters["linked"] = linked
-        self.templates.filters["odds"] = odds
+        self.templates.filters["sure"] = sureness_text
+        self.templates.filters["why"] = _why
         self.templates.filters["final_pair"] = final_pair_text
         self.templates.filters["limits"] = views.budget_text
         self.templates.filters["left"] = left_text
@@ -267,20 +269,10 @@ def linked(text: str) -> Markup:
     return Markup("").join(link.format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
-def odds(row: Json) -> list[Json]:
-    """Return the tools that a decision was between, the chosen one first: {"tool", "logprob", "share"}.
-
-    share: the log-probabilities made to add up to 1 (a planner that calibrates has no probabilities otherwise);
-    None where the planner gave none.
-    """
-    chosen = {"tool": row["tool"], "logprob": row["logprob"]}
-    tools = [chosen, *({"tool": other["tool"], "logprob": other.get("logprob")} for other in row["alternatives"])]
-    logprobs = [tool["logprob"] for tool in tools]
-    if None in logprobs:
-        return [tool | {"share": None} for tool in tools]
-    highest = max(logprobs)
-    weights = [math.exp(logprob - highest) for logprob in logprobs]
-    return [tool | {"share": weight / sum(weights)} for tool, weight in zip(tools, weights, strict=True)]
+def _why(said: Json) -> str:
+    """Return what the reasoning of a compared decision or of a question is."""
+    alone = not said["alternatives"] if "alternatives" in said else len(said["menu"]) == 1
+    return why_text(said["decided_by"], alone)
 
 
 def _decided(run: WatchedRun) -> list[StepRow]:
