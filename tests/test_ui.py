@@ -227,7 +227,7 @@ def test_decisions_come_page_by_page_and_by_kind(server: Server, run: Path) -> N
 def test_a_decision_shows_its_evidence(server: Server, run: Path) -> None:
     text = " ".join(re.sub(r"<[^>]*>", " ", server.client().get(f"/runs/{run.name}/step?n=1").text).split())
     for said in (
-        "evaluate_model chosen 82 % -0.25 finish_run 18 % -1.75",
+        "evaluate_model chosen 82 % finish_run 18 %",
         "Invalid before: tool &#39;dance&#39; is not legal now",
         "why not why not",
         "Cost: 12.5 s wall, 20.0 s cpu, 4200 tokens",
